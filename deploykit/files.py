@@ -1,0 +1,167 @@
+"""Atomic writes, SHA-256 digests and versioned JSON: nothing half-written, nothing overwritten by accident."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import InputError, OutputError
+
+__all__ = [
+    "atomic_path",
+    "check_writable",
+    "deflated_size",
+    "read_json",
+    "sha256_file",
+    "sha256_json",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+_CHUNK_BYTES = 1 << 20
+
+
+def _output_error(path: Path, problem: OSError) -> OutputError:
+    reason = problem.strerror or str(problem)
+    return OutputError(f"cannot write {path}: {reason}; choose a folder with free space that you may write to")
+
+
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+    """Finds out before the work starts whether ``path`` can be written.
+
+    Makes the missing parent folders and writes and removes one small file beside ``path``.
+
+    Raises:
+        OutputError: ``path`` exists and ``overwrite`` is false, is a folder, or its folder is read-only or full.
+    """
+    target = Path(path)
+    _check_target(target, overwrite)
+    probe = _beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"deploykit")
+    except OSError as problem:
+        raise _output_error(target, problem) from problem
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    try:
+        exists, folder = target.exists(), target.is_dir()
+    except OSError as problem:
+        raise _output_error(target, problem) from problem
+    if folder:
+        raise OutputError(f"cannot write {target}: it is a folder; give the path of a file")
+    if exists and not overwrite:
+        raise OutputError(f"{target} exists already; give another path or --overwrite")
+
+
+def _beside(target: Path) -> Path:
+    # The name keeps the ending, since some writers choose their format by it.
+    return target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.partial{target.suffix}")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write to; moves it into place when the block ends without an exception.
+
+    Parent folders are made. Whatever ends the block early (an error, Ctrl-C) leaves ``path`` as it was.
+
+    Raises:
+        OutputError: The target exists and ``overwrite`` is false, or the system refuses to write.
+    """
+    target = Path(path)
+    _check_target(target, overwrite)
+    aside = _beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with aside.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        aside.replace(target)
+    except OSError as problem:
+        raise _output_error(target, problem) from problem
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, overwrite: bool = True) -> Path:
+    """Writes ``content`` atomically and returns the path. Raises: OutputError."""
+    with atomic_path(path, overwrite=overwrite) as aside:
+        aside.write_bytes(content)
+    return Path(path)
+
+
+def write_text(path: str | os.PathLike[str], content: str, *, overwrite: bool = True) -> Path:
+    """Writes ``content`` as UTF-8 atomically and returns the path. Raises: OutputError."""
+    return write_bytes(path, content.encode(), overwrite=overwrite)
+
+
+def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, overwrite: bool = True) -> Path:
+    """Writes one JSON document atomically and returns the path. Raises: OutputError; ValueError for NaN."""
+    return write_text(path, dump_json(document) + "\n", overwrite=overwrite)
+
+
+def dump_json(document: dict[str, Any]) -> str:
+    """JSON text as deploykit writes it everywhere: two spaces, letters of any language, no NaN."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises: InputError when it is missing, unreadable or not a JSON object."""
+    source = Path(path)
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise InputError(f"no such file: {source}") from problem
+    except OSError as problem:
+        raise InputError(f"cannot read {source}: {problem.strerror}") from problem
+    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise InputError(f"{source} is not JSON: {problem}") from problem
+    if not isinstance(document, dict):
+        raise InputError(f"{source} holds a JSON {type(document).__name__}; expected an object with a 'schema' key")
+    return document
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in chunks of 1 MiB. Raises: InputError."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(Path(path)):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def deflated_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of the file after deflate at level 6, as in an app store's zip or HTTP gzip. Raises: InputError."""
+    packer, total = zlib.compressobj(6), 0
+    for chunk in _chunks(Path(path)):
+        total += len(packer.compress(chunk))
+    return total + len(packer.flush())
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as handle:
+            while chunk := handle.read(_CHUNK_BYTES):
+                yield chunk
+    except FileNotFoundError as problem:
+        raise InputError(f"no such file: {path}") from problem
+    except OSError as problem:
+        raise InputError(f"cannot read {path}: {problem.strerror}") from problem
+
+
+def sha256_json(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value, independent of key order: the identity of a set of options."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
