@@ -19,7 +19,7 @@ from deploykit.files import sha256_file
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Artifact", "Preprocess", "TensorSpec", "load_model"]
+__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "load_model"]
 
 _PREFIX = "deploykit."
 _LAYOUTS = ("NCHW", "NHWC")
@@ -133,6 +133,19 @@ class TensorSpec:
     def rank(self) -> int | None:
         """Number of axes, None when the file does not say."""
         return None if self.shape is None else len(self.shape)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a source knows of a network before it is an ONNX file; export writes it into the file's metadata."""
+
+    network: str | None = None
+    task: str | None = "image-classification"
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    dataset: str | None = None
+    parent_sha256: str | None = None
+    training: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -305,6 +318,7 @@ def _check_model(model: onnx.ModelProto, source: Path) -> None:
         onnx.checker.check_model(str(source))  # by path, so that models above 2 GB pass too
     except onnx.checker.ValidationError as problem:
         reason = str(problem).splitlines()[0]
-        if "No Op registered" in reason or "No opset import" in reason:
-            return  # operators of another domain or runtime: the runtime decides
+        tolerated = ("No Op registered", "No opset import", "Field 'shape' of 'type' is required")
+        if any(known in reason for known in tolerated):
+            return  # operators of another domain, or an output without a shape: the runtime decides
         raise ModelFileError(f"{source} is not a valid ONNX model: {reason}") from problem

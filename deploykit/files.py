@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "check_writable",
     "deflated_size",
     "read_json",
+    "remove_partials",
     "sha256_file",
     "sha256_json",
     "write_bytes",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial(\.[^.]*)?")
 
 
 def _output_error(path: Path, problem: OSError) -> OutputError:
@@ -69,6 +72,13 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _beside(target: Path) -> Path:
     # The name keeps the ending, since some writers choose their format by it.
     return target.with_name(f".{target.stem[:80]}.{secrets.token_hex(4)}.partial{target.suffix}")
+
+
+def remove_partials(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed writers left in ``folder``; nobody else may be writing there."""
+    for leftover in Path(folder).glob(".*.partial*"):
+        if _PARTIAL.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

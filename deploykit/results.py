@@ -7,6 +7,7 @@ fractions from 0 to 1. A record says what was really used; the environment trave
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import types
@@ -75,32 +76,44 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], source: str) -> Any:
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
+
+
+def _build(cls: Any, values: Mapping[str, Any], source: str) -> Any:
     """Builds a dataclass from JSON; keys that a later version added are passed over."""
-    hints = typing.get_type_hints(cls)
-    known = {item.name: item for item in dataclasses.fields(cls)}
+    hints = _hints(cls)
     needed = {
-        name
-        for name, item in known.items()
+        item.name
+        for item in dataclasses.fields(cls)
         if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     }
     if missing := sorted(needed - set(values)):
         raise InputError(f"{source} lacks the keys {', '.join(missing)} of a {cls.__name__} record")
-    return cls(**{name: _typed(hints[name], values[name], source) for name in known if name in values})
+    return cls(**{name: _typed(hints[name], values[name], source, name) for name in hints if name in values})
 
 
-def _typed(hint: Any, value: Any, source: str) -> Any:
+# What JSON may hold for a field's type; a float that was NaN or infinite stands there as null.
+_SCALARS: dict[Any, tuple[type, ...]] = {float: (int, float, type(None)), int: (int,), str: (str,), bool: (bool,)}
+
+
+def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
+    """The value as the field's type has it. Raises: InputError naming the key whose value is of another type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        return value if value is None or len(inner) != 1 else _typed(inner[0], value, source)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{source}: expected an object for {hint.__name__}, received {type(value).__name__}")
+        return value if value is None or len(inner) != 1 else _typed(inner[0], value, source, key)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return _build(hint, value, source)
     if origin is tuple and isinstance(value, list):
-        return tuple(_typed(arguments[0], item, source) for item in value)
-    return value
+        return tuple(_typed(arguments[0], item, source, key) for item in value)
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(name): _typed(arguments[1], item, source, key) for name, item in value.items()}
+    if hint is Any or (isinstance(value, _SCALARS.get(hint, ())) and (hint is bool or not isinstance(value, bool))):
+        return value
+    expected = getattr(origin or hint, "__name__", str(hint))
+    raise InputError(f"{source}: {key!r} is a {type(value).__name__}; expected a {expected}")
 
 
 @dataclass(frozen=True)

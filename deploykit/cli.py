@@ -1,0 +1,122 @@
+"""The command line: parse, call one library function, print; known errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from deploykit import __version__
+from deploykit.commands import chain, conversion, datasets, machine, measuring, networks, training
+from deploykit.errors import DeploykitError
+from deploykit.terminal import note, print_line
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="deploykit",
+    help="From PyTorch to the edge: train, export to ONNX, quantize, measure and ship image networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="List and download datasets.", no_args_is_help=True)
+
+for command in (
+    networks.models,
+    networks.inspect,
+    training.train,
+    conversion.export,
+    conversion.quantize,
+    measuring.evaluate,
+    measuring.bench,
+    measuring.report,
+    machine.doctor,
+    chain.run,
+    chain.demo,
+):
+    app.command()(command)
+data_app.command("list")(datasets.list_datasets)
+data_app.command("prepare")(datasets.prepare)
+app.add_typer(data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"deploykit {__version__}")
+        raise Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    """From PyTorch to the edge: train, export to ONNX, quantize, measure and ship image networks."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code (docs/interface.md)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        return _run(given)
+    except (DeploykitError, TyperException) as problem:
+        if debug:
+            raise
+        return _report(problem)
+    except (KeyboardInterrupt, Abort):
+        note("interrupted; what was complete stays")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout has gone (`deploykit models | head`): Python must not try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as bug:
+        # The last line of defence: users get a line, never a traceback.
+        if debug:
+            raise
+        note(
+            f"error: internal error, {type(bug).__name__}: {_one_line(str(bug))}; please report it, --debug shows where"
+        )
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="deploykit", standalone_mode=False)
+    except Exit as done:
+        return done.exit_code
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _report(problem: DeploykitError | TyperException) -> int:
+    if isinstance(problem, DeploykitError):
+        note(f"error: {_one_line(str(problem))}")
+        return problem.exit_code
+    message = getattr(problem, "format_message", lambda: str(problem))()
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        print_line(str(message))
+        return 2
+    note(f"error: {_one_line(str(message))}")
+    return 2
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def entry_point() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Flags that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploykit.errors import InputError
+
+if TYPE_CHECKING:
+    from deploykit.artifact import Artifact, Preprocess
+    from deploykit.data.dataset import Dataset
+
+__all__ = [
+    "Channels",
+    "Classes",
+    "DataDir",
+    "Json",
+    "NetworkOptions",
+    "Output",
+    "Overwrite",
+    "PreprocessText",
+    "Provider",
+    "RecordOutput",
+    "Shape",
+    "Threads",
+    "load_for_model",
+    "parse_network_options",
+    "parse_preprocess",
+    "parse_shape",
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where named datasets lie; DEPLOYKIT_DATA says it too.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+RecordOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write the record (JSON) there.")]
+Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+Threads = Annotated[int | None, typer.Option(help="Threads; by default the CPUs that this process may use.")]
+Shape = Annotated[str | None, typer.Option(help="Input shape without the batch, such as 3x224x224.")]
+Classes = Annotated[int | None, typer.Option(help="Classes of a reference network, by default its paper's.")]
+Channels = Annotated[int | None, typer.Option(help="Input channels of a reference network, 1 or 3.")]
+NetworkOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of the network, such as activation=tanh; may be repeated."),
+]
+PreprocessText = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="For models that do not say it: imagenet, unit (0–1), signed (−1–1), raw (0–255), JSON, or a JSON file.",
+    ),
+]
+
+
+def parse_network_options(texts: list[str] | None) -> dict[str, str]:
+    """``["activation=tanh"]`` as a dict. Raises: InputError."""
+    options: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"--option {text!r}; expected NAME=VALUE, such as activation=tanh")
+        options[name] = value
+    return options
+
+
+def parse_shape(text: str | None) -> tuple[int, int, int] | None:
+    """``3x224x224`` (or with commas, or with a leading batch) as (C, H, W). Raises: InputError."""
+    if text is None:
+        return None
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (3, 4):
+        raise InputError(f"--shape {text!r}; expected CxHxW, such as 3x224x224")
+    channels, height, width = (int(part) for part in parts[-3:])
+    return channels, height, width
+
+
+def parse_preprocess(text: str | None) -> Preprocess | str | None:
+    """The name of a preset, or the JSON of ``deploykit.preprocess`` itself or in a file. Raises: InputError."""
+    if text is None:
+        return None
+    from deploykit.artifact import Preprocess
+    from deploykit.files import read_json
+
+    if text.lstrip().startswith("{"):
+        try:
+            return Preprocess.from_json(json.loads(text))
+        except json.JSONDecodeError as problem:
+            raise InputError(f"--preprocess is not JSON: {problem}") from problem
+    if text.endswith(".json"):
+        return Preprocess.from_json(read_json(text))
+    return text
+
+
+def load_for_model(artifact: Artifact, data: str, split: str, data_dir: Path | None) -> Dataset:
+    """The pictures that measure a model.
+
+    With ``split`` "auto": the test split where the source has splits; of a flat source the held-out fifth when the
+    model was trained on it, and all pictures otherwise.
+    """
+    from deploykit import data as room
+
+    classes = len(artifact.labels) or None
+    if split != "auto":
+        return room.load(data, split, data_dir=data_dir, classes=classes)
+    test = room.load(data, "test", data_dir=data_dir, classes=classes)
+    trained_on = (artifact.training or {}).get("dataset_digest")
+    if test.has_splits or test.source_digest == trained_on:
+        return test
+    return room.load(data, "all", data_dir=data_dir, classes=classes)

@@ -1,0 +1,288 @@
+"""Downloads with checksums: mirrors in turn, nothing half-written, nothing wrong in place."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from deploykit.errors import DataError, InputError
+from deploykit.files import atomic_path
+from deploykit.progress import Progress, silent
+
+__all__ = ["DOWNLOADS", "DownloadSpec", "RemoteFile", "fetch", "is_right"]
+
+_CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file and how to know it.
+
+    Attributes:
+        name: Its name at the mirrors and on the disk, ending in ``.gz``.
+        md5: Of the published file. MD5 is what the publishers give; it guards against accidents, not against attacks.
+        content_md5: Of the decompressed content, so that copies compressed anew are right too.
+        size_bytes: Of the published file.
+    """
+
+    name: str
+    md5: str
+    content_md5: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class DownloadSpec:
+    """What belongs to a dataset, and the addresses (URLs of folders) that offer it."""
+
+    name: str
+    files: tuple[RemoteFile, ...]
+    mirrors: tuple[str, ...]
+
+
+DOWNLOADS: Mapping[str, DownloadSpec] = MappingProxyType(
+    {
+        "mnist": DownloadSpec(
+            "mnist",
+            (
+                RemoteFile(
+                    "train-images-idx3-ubyte.gz",
+                    "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                    "6bbc9ace898e44ae57da46a324031adb",
+                    9_912_422,
+                ),
+                RemoteFile(
+                    "train-labels-idx1-ubyte.gz",
+                    "d53e105ee54ea40749a09fcbcd1e9432",
+                    "a25bea736e30d166cdddb491f175f624",
+                    28_881,
+                ),
+                RemoteFile(
+                    "t10k-images-idx3-ubyte.gz",
+                    "9fb629c4189551a2d022fa330f9573f3",
+                    "2646ac647ad5339dbf082846283269ea",
+                    1_648_877,
+                ),
+                RemoteFile(
+                    "t10k-labels-idx1-ubyte.gz",
+                    "ec29112dd5afa0611ce80d1b7f02629c",
+                    "27ae3e4e09519cfbb04c329615203637",
+                    4_542,
+                ),
+            ),
+            (
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            ),
+        ),
+        "fashion-mnist": DownloadSpec(
+            "fashion-mnist",
+            (
+                RemoteFile(
+                    "train-images-idx3-ubyte.gz",
+                    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                    "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                    26_421_880,
+                ),
+                RemoteFile(
+                    "train-labels-idx1-ubyte.gz",
+                    "25c81989df183df01b3e8a0aad5dffbe",
+                    "9018921c3c673c538a1fc5bad174d6f9",
+                    29_515,
+                ),
+                RemoteFile(
+                    "t10k-images-idx3-ubyte.gz",
+                    "bef4ecab320f06d8554ea6380940ec79",
+                    "8181f5470baa50b63fa0f6fddb340f0a",
+                    4_422_102,
+                ),
+                RemoteFile(
+                    "t10k-labels-idx1-ubyte.gz",
+                    "bb300cfdad3c16e7a12a480ee83cd310",
+                    "15d484375f8d13e6eb1aabb0c3f46965",
+                    5_148,
+                ),
+            ),
+            (
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            ),
+        ),
+    }
+)
+
+
+def fetch(
+    spec: DownloadSpec,
+    folder: Path,
+    *,
+    mirrors: Sequence[str] | None = None,
+    progress: Progress = silent,
+    timeout_s: float = 30.0,
+    rounds: int = 2,
+) -> Path:
+    """Brings the files of ``spec`` into ``folder`` and returns it; files that are right already stay.
+
+    Args:
+        spec: What to fetch.
+        folder: Where to; made when missing.
+        mirrors: Addresses to use instead of the spec's.
+        progress: Told the bytes of each file.
+        timeout_s: Seconds without a byte after which a mirror is given up.
+        rounds: How often the list of mirrors is gone through.
+
+    Raises:
+        DataError: No mirror gave a file; says what each answered.
+        OutputError: ``folder`` cannot be written to.
+    """
+    addresses = tuple(mirrors) if mirrors is not None else spec.mirrors
+    if wrong := [address for address in addresses if not address.startswith(("http://", "https://"))]:
+        raise InputError(f"mirror {wrong[0]!r}; allowed: an address that begins with http:// or https://")
+    for file in spec.files:
+        if not _there(file, folder):
+            _from_mirrors(spec, file, folder, addresses * rounds, progress, timeout_s)
+    return folder
+
+
+def is_right(path: Path, file: RemoteFile) -> bool:
+    """Whether ``path`` is the published file, or holds the same content uncompressed or compressed anew."""
+    return _fault(path, file) is None
+
+
+def _there(file: RemoteFile, folder: Path) -> bool:
+    spellings = (file.name, file.name.replace("-idx", ".idx"))
+    paths = (folder / name for spelled in spellings for name in (spelled, spelled.removesuffix(".gz")))
+    return any(path.is_file() and is_right(path, file) for path in paths)
+
+
+def _fault(path: Path, file: RemoteFile) -> str | None:
+    """What is wrong with the file at ``path``, None when nothing is."""
+    try:
+        content = path.read_bytes()
+        if _md5(content) in (file.md5, file.content_md5):
+            return None
+        if content[:2] == b"\x1f\x8b" and _md5(gzip.decompress(content)) == file.content_md5:
+            return None
+    except (OSError, EOFError, zlib.error) as problem:
+        return f"not a whole .gz file ({problem})"
+    return f"wrong checksum (MD5 {_md5(content)} of {len(content)} bytes, expected {file.md5} of {file.size_bytes})"
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _from_mirrors(
+    spec: DownloadSpec,
+    file: RemoteFile,
+    folder: Path,
+    addresses: Sequence[str],
+    progress: Progress,
+    timeout_s: float,
+) -> None:
+    faults: dict[str, str] = {}
+    for address in addresses:
+        if faults.get(address, "").startswith("HTTP 4"):
+            continue  # it will say the same again
+        fault = _attempt(address, file, folder, progress, timeout_s)
+        if fault is None:
+            return
+        faults[address] = fault
+    told = "; ".join(f"{address}: {fault}" for address, fault in faults.items()) or "no mirror was named"
+    raise DataError(
+        f"cannot download {file.name} of {spec.name}: {told}; check the connection, name a mirror with"
+        f" DEPLOYKIT_MIRROR, or put the file into {folder}"
+    )
+
+
+def _attempt(address: str, file: RemoteFile, folder: Path, progress: Progress, timeout_s: float) -> str | None:
+    """Tries one mirror once. Returns what went wrong, None when the file is in place."""
+    fault: str | None = None
+    try:
+        with atomic_path(folder / file.name) as aside:
+            fault = _download(f"{address.rstrip('/')}/{file.name}", aside, file, progress, timeout_s)
+            fault = fault or _fault(aside, file)
+            if fault is not None:
+                raise _Unusable  # leaves the block early, so that nothing is moved into place
+    except _Unusable:
+        return fault
+    return None
+
+
+class _Unusable(Exception):  # noqa: N818 - not an error, a way out
+    """What came is not the file."""
+
+
+def _download(url: str, aside: Path, file: RemoteFile, progress: Progress, timeout_s: float) -> str | None:
+    """Writes what ``url`` answers to ``aside``. Returns what went wrong, None when it came to its announced end."""
+    import pooch
+    import requests
+
+    meter = _Meter(file, progress)
+    downloader = pooch.HTTPDownloader(
+        progressbar=meter,
+        chunk_size=_CHUNK_BYTES,
+        timeout=timeout_s,
+        headers={"Accept-Encoding": "identity", "User-Agent": "deploykit"},
+    )
+    try:
+        with aside.open("wb") as handle:
+            downloader(url, handle, None)
+    except requests.HTTPError as problem:
+        return f"HTTP {problem.response.status_code if problem.response is not None else 'error'}"
+    except requests.Timeout:
+        return f"no answer within {timeout_s:g} s"
+    except requests.RequestException as problem:  # before OSError, from which requests derives it
+        return _first_line(problem)
+    except _TooLongError:
+        return f"sent more than the {file.size_bytes} bytes of the file"
+    except ValueError as problem:
+        return f"not a usable answer ({_first_line(problem)})"
+    return None
+
+
+def _first_line(problem: Exception) -> str:
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    if "Read timed out" in text:
+        return "stalled midway"
+    return f"broke off ({text[:160]})"
+
+
+class _TooLongError(Exception):
+    """The mirror sends without end."""
+
+
+class _Meter:
+    """A progress bar as pooch wants it, which also stops a mirror that sends far more than the file has."""
+
+    def __init__(self, file: RemoteFile, progress: Progress) -> None:
+        self.file, self.progress = file, progress
+        self.total, self.done = 0, 0
+        self.ended = False
+
+    def update(self, count: int) -> None:
+        """Counts ``count`` bytes more; chunks are counted whole."""
+        if self.ended:
+            return
+        self.done += count
+        # A mirror may have compressed the file less well, or not at all: 12 times is beyond either.
+        if self.done > 12 * self.file.size_bytes + _CHUNK_BYTES:
+            raise _TooLongError
+        self._report(self.done)
+
+    def reset(self) -> None:
+        """Called when all has come; pooch then counts the whole length once more."""
+        self.ended = True
+
+    def close(self) -> None:
+        """The end."""
+        self._report(self.file.size_bytes)
+
+    def _report(self, done: int) -> None:
+        size = self.file.size_bytes
+        self.progress(f"download {self.file.name}", min(done, size), size)

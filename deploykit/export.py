@@ -1,0 +1,314 @@
+"""Export: a PyTorch module becomes an ONNX file with a dynamic batch axis, and only if both compute the same.
+
+The file is written with opset 20 and IR 10, which ONNX Runtime reads since 1.18: the current and the two previous
+minor versions do (``benchmarks/runtime_versions.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit import __version__
+from deploykit.artifact import Artifact, ModelCard
+from deploykit.errors import InputError, MissingDependencyError, ParityError
+from deploykit.files import atomic_path, check_writable
+from deploykit.runtime import create_session
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+__all__ = ["ExportOptions", "export_onnx"]
+
+_OPSETS = range(18, 24)
+_ONE_FILE_BYTES = 2**31 - 2**20  # protobuf's limit of 2 GiB, with room for the metadata
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export, validated.
+
+    Attributes:
+        opset: ONNX operator set, 18 to 23.
+        atol: Absolute tolerance of the logits.
+        rtol: Relative tolerance: ``|onnx - torch| <= atol + rtol * |torch|`` must hold for every output value.
+        batch_sizes: Batch sizes at which both are compared; only one of them (2) is traced.
+    """
+
+    opset: int = 20
+    atol: float = 1e-4
+    rtol: float = 1e-4
+    batch_sizes: tuple[int, ...] = (1, 2, 7)
+
+    def __post_init__(self) -> None:
+        if self.opset not in _OPSETS:
+            raise InputError(f"opset {self.opset}; allowed: {_OPSETS.start} to {_OPSETS.stop - 1}")
+        if self.atol < 0 or self.rtol < 0:
+            raise InputError(f"tolerances {self.atol} and {self.rtol}; allowed: 0 or more")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"batch sizes {self.batch_sizes}; allowed: one or more, each at least 1")
+
+
+def export_onnx(
+    module: torch.nn.Module,
+    output: str | os.PathLike[str],
+    *,
+    example: torch.Tensor | NDArray[Any],
+    card: ModelCard | None = None,
+    options: ExportOptions | None = None,
+    pictures: str = "example",
+    overwrite: bool = False,
+) -> Artifact:
+    """Exports ``module`` and checks it against PyTorch before anything is written.
+
+    Args:
+        module: Takes one tensor whose first axis is the batch; its mode and weights are left as they are.
+        output: The ``.onnx`` to write; weights above 2 GiB go to ``output + ".data"``.
+        example: Real inputs (N, …), best ten or more: parity is measured on them.
+        card: Preprocessing, labels and lineage to write into the file.
+        options: Opset, tolerances and batch sizes.
+        pictures: Where the example comes from, for the record.
+        overwrite: Replace an existing file.
+
+    Returns:
+        The artifact of the written file, with ``parity``.
+
+    Raises:
+        ParityError: The outputs differ beyond the tolerance, or the batch axis became a constant; nothing is written.
+        InputError: The module fails on the example, gives NaN, or cannot be exported.
+        OutputError: ``output`` exists or cannot be written.
+    """
+    torch = _torch()
+    options, card, target = options or ExportOptions(), card or ModelCard(task=None), Path(output)
+    check_writable(target, overwrite=overwrite)
+    inputs = torch.as_tensor(np.asarray(example) if not torch.is_tensor(example) else example).cpu()
+    if inputs.ndim < 2 or not len(inputs):
+        raise InputError(f"example of shape {tuple(inputs.shape)}; expected a batch (N, …) of one or more inputs")
+    batches = _batches(inputs, options.batch_sizes)
+    with _in_evaluation(module):
+        expected = [_forward(module, batch) for batch in batches]
+        model = _trace(module, _rows(inputs, 0, 2), options, outputs=len(expected[0]))
+    _assert_dynamic_batch(model)
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+        trial = Path(folder) / "trial.onnx"
+        _save(model, trial)
+        session = create_session(trial)
+        parity = _parity(expected, [session.run(batch.numpy()) for batch in batches], options)
+    artifact = Artifact(
+        **{name: getattr(card, name) for name in card.__dataclass_fields__},
+        path=target,
+        sha256="",
+        file_bytes=0,
+        inputs=(),
+        outputs=(),
+        opset=options.opset,
+        ir_version=model.ir_version,
+        version=__version__,
+        precision="fp32",
+        parity=parity | {"pictures": pictures},
+    )
+    artifact.stamp(model)
+    _write(model, target, overwrite=overwrite)
+    return Artifact.read(target)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as problem:
+        raise MissingDependencyError("torch", "torch", "exporting a module") from problem
+    try:
+        import onnxscript  # noqa: F401 the exporter needs it
+    except ImportError as problem:
+        raise MissingDependencyError("onnxscript", "torch", "exporting a module") from problem
+    return torch
+
+
+@contextmanager
+def _in_evaluation(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block, every submodule's own mode afterwards."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _rows(inputs: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """``count`` rows from ``start`` on; beyond the last, rolled copies, so that no two are equal."""
+    import torch
+
+    total = len(inputs)
+    return torch.stack([inputs[i % total].roll(i // total, -1) for i in range(start, start + count)])
+
+
+def _batches(inputs: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [_rows(inputs, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _forward(module: torch.nn.Module, batch: torch.Tensor) -> list[NDArray[Any]]:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            made = module(batch)
+    except (RuntimeError, TypeError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise InputError(f"the module fails on an input of shape {tuple(batch.shape)}: {reason}") from problem
+    outputs = [made] if torch.is_tensor(made) else list(made.values() if isinstance(made, dict) else made)
+    if not outputs or not all(torch.is_tensor(item) for item in outputs):
+        raise InputError(
+            f"the module returns {type(made).__name__}; expected one tensor, or a tuple or dict of tensors"
+        )
+    if not all(torch.isfinite(item).all() for item in outputs if item.is_floating_point()):
+        raise InputError("the module gives NaN or infinite outputs on real pictures; its weights cannot be exported")
+    return [item.numpy() for item in outputs]
+
+
+def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions, *, outputs: int) -> onnx.ModelProto:
+    """Runs torch's exporter with a batch of 2, since a batch of 1 can become a constant (pytorch #148886)."""
+    import torch
+
+    names = ["logits"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                module,
+                (batch,),
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=["input"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as problem:
+        raise InputError(f"torch.onnx cannot export this module: {_first_cause(problem)}") from problem
+    if program is None:
+        raise InputError("torch.onnx returned no program for this module")
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns of its own deprecations and of packages that the module does not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_cause(problem: BaseException) -> str:
+    """The exporter wraps what went wrong in pages of advice; the innermost cause says it in a line."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drops the exporter's notes to itself (a kilobyte of stack trace a node) and its value infos."""
+    for item in (model, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    model.graph.name = "deploykit"
+
+
+def _assert_dynamic_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if not dims or not dims[0].dim_param:
+            shape = [dim.dim_param or dim.dim_value for dim in dims]
+            raise ParityError(
+                f"the batch axis of {value.name!r} became a constant: shape {shape}; the first axis of every input and"
+                " output must stay free (look for .view or .reshape with a fixed first size)"
+            )
+
+
+def _parity(
+    expected: Sequence[Sequence[NDArray[Any]]], received: Sequence[Sequence[NDArray[Any]]], options: ExportOptions
+) -> dict[str, Any]:
+    """Compares all outputs at all batch sizes. Raises ParityError; returns the ``deploykit.parity`` value."""
+    max_abs, max_rel, same, samples = 0.0, 0.0, 0, 0
+    for torch_outputs, onnx_outputs in zip(expected, received, strict=True):
+        batch = len(torch_outputs[0])
+        for index, (wanted, got) in enumerate(zip(torch_outputs, onnx_outputs, strict=True)):
+            if wanted.shape != got.shape:
+                raise ParityError(f"output {index} at batch {batch}: PyTorch gives {wanted.shape}, ONNX {got.shape}")
+            difference = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+            limit = options.atol + options.rtol * np.abs(wanted.astype(np.float64))
+            if not (difference <= limit).all():  # NaN fails too
+                raise ParityError(
+                    f"output {index} at batch {batch}: ONNX differs from PyTorch by {difference.max():.3g}, allowed"
+                    f" {options.atol:g} + {options.rtol:g} × |value|; nothing was written"
+                )
+            max_abs = max(max_abs, float(difference.max(initial=0.0)))
+            max_rel = max(max_rel, float((difference / np.maximum(np.abs(wanted), 1e-3)).max(initial=0.0)))
+        agreeing, count = _top1_agreement(torch_outputs[0], onnx_outputs[0])
+        same, samples = same + agreeing, samples + count
+    return {
+        "max_abs": max_abs,
+        "max_rel": max_rel,
+        "top1_agreement": same / samples,
+        "samples": samples,
+        "batch_sizes": list(options.batch_sizes),
+    }
+
+
+def _top1_agreement(wanted: NDArray[Any], got: NDArray[Any]) -> tuple[int, int]:
+    """Number of rows with the same largest value, and of rows; raises ParityError unless a difference is a near tie."""
+    flat, other = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
+    rows = np.arange(len(flat))
+    first, second = flat.argmax(1), other.argmax(1)
+    # Values within the tolerance of each other may swap places; _parity has bounded how far.
+    tied = np.isclose(flat[rows, first], flat[rows, second], rtol=1e-3, atol=1e-3)
+    if not tied.all():
+        raise ParityError(f"top-1 differs in {int((~tied).sum())} of {len(flat)} samples; nothing was written")
+    return int((first == second).sum()), len(flat)
+
+
+def _save(model: onnx.ModelProto, path: Path, *, data_name: str | None = None) -> None:
+    import onnx
+
+    if model.ByteSize() <= _ONE_FILE_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    onnx.save(model, path, save_as_external_data=True, location=data_name or path.name + ".data")
+
+
+def _write(model: onnx.ModelProto, target: Path, *, overwrite: bool) -> None:
+    with atomic_path(target, overwrite=overwrite) as aside:
+        data = target.with_name(target.name + ".data")
+        if model.ByteSize() <= _ONE_FILE_BYTES:
+            _save(model, aside)
+            return
+        # The model names its data file, so both are written under their names and then moved aside.
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".deploykit-")
+        with atomic_path(data, overwrite=overwrite) as data_aside, folder as place:
+            _save(model, Path(place) / target.name, data_name=data.name)
+            (Path(place) / data.name).replace(data_aside)
+            (Path(place) / target.name).replace(aside)

@@ -1,0 +1,1 @@
+"""What is read from and done to ONNX graphs, one subject a file."""

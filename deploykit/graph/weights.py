@@ -1,0 +1,168 @@
+"""The constants of a graph: which are parameters, which only describe them, and how many bytes they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deploykit.graph.shapes import bits_of
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Constant", "Constants", "collect", "nodes_of"]
+
+# Inputs that hold settings: neither parameters nor part of the weights.
+_SETTINGS = {"Resize": (1, 2, 3), "Upsample": (1,), "Clip": (1, 2), "Pad": (1, 2), "Dropout": (1,), "Range": (0, 1, 2)}
+# Inputs that belong to the weights' bytes without being parameters: scales, zero points, running statistics.
+_COMPANIONS = {
+    "BatchNormalization": (3, 4),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+    "MatMulNBits": (2, 3, 4),
+}
+# Inputs where integers are weights; elsewhere they are shapes and indices.
+_INTEGER_WEIGHTS = {
+    "DequantizeLinear": (0,),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "ConvInteger": (1,),
+    "MatMulInteger": (0, 1),
+    "QGemm": (3, 6),
+    "MatMulNBits": (1,),
+}
+# Operators that hand a weight on; the other operators compute with it.
+_CARRIERS = frozenset(
+    (
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "Transpose",
+        "Cast",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Identity",
+        "Flatten",
+    )
+)
+
+
+@dataclass
+class Constant:
+    """An initializer or the value of a Constant node."""
+
+    name: str
+    tensor: onnx.TensorProto
+    parameters: int = 0
+    counted_bytes: int = 0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.tensor.dims)
+
+    @property
+    def size_bytes(self) -> int:
+        return -(-self.elements * (bits_of(self.tensor.data_type) or 0) // 8)
+
+    @property
+    def is_float(self) -> bool:
+        import onnx
+
+        kinds = onnx.TensorProto
+        return self.tensor.data_type in (kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE)
+
+
+@dataclass
+class Constants:
+    """All constants of a graph, and what stands behind the tensors that are computed from constants alone."""
+
+    stored: dict[str, Constant] = field(default_factory=dict)
+    behind: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether the tensor does not depend on the graph's inputs."""
+        return name in self.behind
+
+    def weights_of(self, node: onnx.NodeProto) -> list[Constant]:
+        """The constants that a node computes with, those behind DequantizeLinear, Transpose and the like included."""
+        found = [self.stored[name] for source in node.input for name in self.behind.get(source, ())]
+        return list({constant.name: constant for constant in found}.values())
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of If, Loop and Scan bodies after the node that holds them."""
+    import onnx
+
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes_of(attribute.g)
+
+
+def collect(full: onnx.GraphProto, graph: onnx.GraphProto) -> Constants:
+    """Finds the constants and counts each once, by the most telling of its uses.
+
+    Args:
+        full: The graph with its weights' data.
+        graph: The same with functions inlined; its nodes are walked.
+    """
+    constants = Constants()
+    for tensor in (*_initializers(full), *_initializers(graph)):
+        constants.stored.setdefault(tensor.name, Constant(tensor.name, tensor))
+    for node in nodes_of(graph):
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    constants.stored[node.output[0]] = Constant(node.output[0], attribute.t)
+    constants.behind.update({name: (name,) for name in constants.stored})
+    for node in nodes_of(graph):
+        _follow(node, constants)
+        _count(node, constants)
+    return constants
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    import onnx
+
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _initializers(attribute.g)
+
+
+def _follow(node: onnx.NodeProto, constants: Constants) -> None:
+    """Marks the outputs of a node whose inputs are all constant."""
+    inputs = [name for name in node.input if name]
+    if not inputs or not all(name in constants.behind for name in inputs):
+        return
+    carried = inputs[:1] if node.op_type in _CARRIERS else inputs
+    sources = tuple(dict.fromkeys(name for source in carried for name in constants.behind[source]))
+    constants.behind.update(dict.fromkeys(node.output, sources))
+
+
+def _count(node: onnx.NodeProto, constants: Constants) -> None:
+    for index, name in enumerate(node.input):
+        constant = constants.stored.get(name)
+        if constant is None or index in _SETTINGS.get(node.op_type, ()):
+            continue
+        if index in _COMPANIONS.get(node.op_type, ()):
+            constant.counted_bytes = constant.size_bytes
+        elif constant.tensor.dims and (constant.is_float or index in _INTEGER_WEIGHTS.get(node.op_type, ())):
+            constant.parameters = _numbers(node, constant)
+            constant.counted_bytes = constant.size_bytes
+
+
+def _numbers(node: onnx.NodeProto, constant: Constant) -> int:
+    if node.op_type != "MatMulNBits" or constant.is_float:
+        return constant.elements
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    return int(sizes.get("K", 0) * sizes.get("N", 0))  # packed, padded to whole blocks

@@ -1,0 +1,293 @@
+"""Quantization: one recipe makes one smaller file, which is compared with the float model before it is kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit import __version__, environment
+from deploykit.artifact import Artifact, Preprocess, load_model
+from deploykit.calibrate import Calibration, calibration_from_arrays, calibration_from_dataset
+from deploykit.data.dataset import Dataset
+from deploykit.errors import InputError, ModelFileError, UnknownNameError
+from deploykit.files import atomic_path, check_writable
+from deploykit.progress import Progress, silent
+from deploykit.results import Quantization
+from deploykit.runtime import create_session
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
+
+_QUANTIZED_OPERATORS = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a recipe rounds: the arguments of ONNX Runtime's static quantizer that decide it."""
+
+    name: str
+    summary: str
+    activation: str
+    weight: str
+    per_channel: bool
+    reduce_range: bool
+
+
+RECIPES = {
+    "int8": Recipe(
+        "int8",
+        "static QDQ, uint8 activations, 7-bit per-channel weights: the same answers on every CPU",
+        activation="QUInt8",
+        weight="QInt8",
+        per_channel=True,
+        # Without VNNI, x86 adds two products of u8 × s8 in 16 bits and saturates (VPMADDUBSW); weights of 7 bits
+        # cannot: 2 · 255 · 64 < 2¹⁵. docs/decisions.md has the figures.
+        reduce_range=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize, validated.
+
+    Attributes:
+        recipe: Name in ``RECIPES``.
+        samples: Calibration samples taken from a dataset, balanced over its classes.
+        seed: Fixes which ones.
+        batch_size: Samples a calibration call, unless the model fixes it.
+    """
+
+    recipe: str = "int8"
+    samples: int = 256
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise UnknownNameError("recipe", self.recipe, RECIPES)
+        if self.samples < 1:
+            raise InputError(f"{self.samples} calibration samples; allowed: 1 or more")
+        if self.batch_size < 1:
+            raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
+
+
+def quantize_onnx(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    calibration: Dataset | Iterable[NDArray[Any]],
+    recipe: str | None = None,
+    preprocess: Preprocess | str | None = None,
+    options: QuantizeOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Quantization:
+    """Quantizes a float model; the input file is never changed.
+
+    Args:
+        model: A float ``.onnx`` with one input.
+        output: The ``.onnx`` to write.
+        calibration: Real pictures, preprocessed as the model says; or batches (n, …) of inputs ready to be fed.
+        recipe: Short for ``options.recipe``.
+        preprocess: For foreign models: a ``Preprocess`` or the name of a preset.
+        options: Recipe, number of samples, seed.
+        overwrite: Replace an existing file.
+        progress: Called after each calibration batch.
+
+    Returns:
+        The record: sizes, and the difference from the float model on the calibration samples.
+
+    Raises:
+        ModelFileError: The model is unreadable, holds NaN weights, or has nothing to quantize.
+        InputError: The model is quantized already, or the samples do not fit it.
+        DataError: No samples, or damaged ones.
+        OutputError: ``output`` exists or cannot be written.
+    """
+    options, start, target = options or QuantizeOptions(), time.perf_counter(), Path(output)
+    options = replace(options, recipe=recipe) if recipe else options
+    chosen = RECIPES[options.recipe]
+    if target.resolve() == Path(model).resolve():
+        raise InputError(f"{target} is the model itself, which is never changed; give another output path")
+    check_writable(target, overwrite=overwrite)
+    source = load_model(model)
+    parent = Artifact.of_model(source, Path(model))
+    _check_quantizable(source, parent)
+    if isinstance(calibration, Dataset):
+        samples = calibration_from_dataset(
+            parent, calibration, samples=options.samples, seed=options.seed, preprocess=preprocess
+        )
+    else:
+        samples = calibration_from_arrays(parent, calibration)
+    quantized = _quantize(source, parent, samples, chosen, options, progress)
+    wanted = preprocess if isinstance(preprocess, Preprocess) else parent.preprocess
+    replace(
+        parent,
+        version=__version__,
+        precision="int8",
+        recipe=chosen.name,
+        parent_sha256=parent.sha256,
+        preprocess=wanted,
+        parity=None,
+    ).stamp(quantized)
+    with atomic_path(target, overwrite=overwrite) as aside:
+        aside.write_bytes(quantized.SerializeToString(deterministic=True))
+        difference = _compare(Path(model), aside, samples, parent)
+    written = Artifact.read(target)
+    return Quantization(
+        deploykit=__version__,
+        environment=environment.describe(),
+        model=target.name,
+        model_sha256=written.sha256,
+        parent=Path(model).name,
+        parent_sha256=parent.sha256,
+        recipe=chosen.name,
+        calibration=samples.name,
+        calibration_digest=samples.digest,
+        calibration_samples=len(samples.inputs),
+        file_bytes=written.file_bytes,
+        parent_bytes=parent.file_bytes,
+        compared_samples=len(samples.inputs),
+        seconds=round(time.perf_counter() - start, 3),
+        warnings=samples.warnings,
+        **difference,
+    )
+
+
+def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
+    import onnx
+
+    operators = {node.op_type for node in model.graph.node}
+    if found := sorted(operators & _QUANTIZED_OPERATORS):
+        raise InputError(f"{parent.path} is quantized already (it has {', '.join(found)}); give the float model")
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in (1, 10, 11, 16)]
+    if not floats:
+        raise ModelFileError(f"{parent.path} has no float weights; there is nothing to quantize")
+    for tensor in floats:
+        if not np.isfinite(onnx.numpy_helper.to_array(tensor).astype(np.float32)).all():
+            raise ModelFileError(
+                f"{parent.path}: the weights {tensor.name!r} hold NaN or infinite values; all must be finite"
+            )
+    if parent.inputs and parent.inputs[0].dtype != "float32":
+        raise InputError(f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize float32 models")
+
+
+class _Reader:
+    """ONNX Runtime's calibration reader: one batch after another, with progress."""
+
+    def __init__(self, name: str, samples: Calibration, size: int, progress: Progress) -> None:
+        self._feeds = self._read(name, samples, size, progress)
+
+    @staticmethod
+    def _read(name: str, samples: Calibration, size: int, progress: Progress) -> Iterator[dict[str, NDArray[Any]]]:
+        done, total = 0, len(samples.inputs)
+        for batch in samples.batches(size):
+            done += len(batch)
+            progress("calibrate", done, total)
+            short = size - len(batch)
+            # A model with a fixed batch gets its last batch filled up with copies, which widen no range.
+            yield {name: np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)]) if short else batch}
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._feeds, None)
+
+
+def _quantize(
+    model: onnx.ModelProto,
+    parent: Artifact,
+    samples: Calibration,
+    recipe: Recipe,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> onnx.ModelProto:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    CalibrationDataReader.register(_Reader)  # an abstract base class that our reader need not inherit at import
+    shape = parent.inputs[0].shape
+    size = shape[0] if shape and isinstance(shape[0], int) else min(options.batch_size, len(samples.inputs))
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet():
+        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
+        # Given as a path: a model in memory would have its weights moved into a file that is gone afterwards.
+        quant_pre_process(str(parent.path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            made,
+            _Reader(parent.inputs[0].name, samples, size, progress),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType[recipe.activation],
+            weight_type=QuantType[recipe.weight],
+            per_channel=recipe.per_channel,
+            reduce_range=recipe.reduce_range,
+        )
+        quantized: onnx.ModelProto = onnx.load(made)
+    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
+        raise ModelFileError(f"{parent.path} has no operator that {recipe.name} can quantize")
+    _restore_frame(quantized, model)
+    return quantized
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime's quantizer advises through the root logger; our records say what matters."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def _restore_frame(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Keeps other tools' metadata of the float model, and drops value infos, which only add bytes."""
+    del quantized.graph.value_info[:]
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    quantized.metadata_props.add(key="onnx.quant.pre_process", value="deploykit")
+
+
+def _compare(model: Path, candidate: Path, samples: Calibration, parent: Artifact) -> dict[str, Any]:
+    """Top-1 agreement, largest difference and signal-to-noise ratio of the first output over the samples."""
+    before, after = create_session(model), create_session(candidate)
+    shape = parent.inputs[0].shape
+    size = shape[0] if shape and isinstance(shape[0], int) else 64
+    agreeing, rows, signal, noise, largest = 0, 0, 0.0, 0.0, 0.0
+    for batch in samples.batches(size):
+        if len(batch) < size and shape and isinstance(shape[0], int):
+            batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        wanted = np.asarray(before.run(batch)[0], np.float64)
+        got = np.asarray(after.run(batch)[0], np.float64)
+        if not np.isfinite(wanted).all():
+            raise InputError(
+                f"{model} answers NaN or infinite values on the calibration samples; it cannot be quantized"
+            )
+        flat, other = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
+        agreeing, rows = agreeing + int((flat.argmax(1) == other.argmax(1)).sum()), rows + len(flat)
+        signal, noise = signal + float((flat**2).sum()), noise + float(((flat - other) ** 2).sum())
+        largest = max(largest, float(np.abs(flat - other).max()))
+    snr = 10.0 * math.log10(signal / noise) if noise > 0.0 and signal > 0.0 else None
+    return {"agreement": agreeing / rows, "max_abs": largest, "snr_db": snr}

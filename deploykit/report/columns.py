@@ -1,0 +1,87 @@
+"""The columns of the table: which figure, how it is written, and what warnings spoil it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, plain_text
+from deploykit.report.rows import Row
+
+__all__ = ["COLUMNS", "Column", "present"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the row's field, its heading, how to write it, and the kind of caveat that concerns it.
+
+    Attributes:
+        numeric: Whether it is sorted as a number, and set to the right.
+        brief: Whether the short table of a pull request has it too.
+        hint: What a reader may not know.
+    """
+
+    key: str
+    title: str
+    text: Callable[[Any], str] = plain_text
+    numeric: bool = True
+    brief: bool = False
+    about: str | None = None
+    hint: str = ""
+
+
+COLUMNS = (
+    Column("name", "Model", numeric=False, brief=True, about="model"),
+    Column("precision", "Precision", numeric=False, brief=True),
+    Column("dataset", "Dataset", numeric=False, brief=True),
+    Column(
+        "top1",
+        "Top-1",
+        percent_text,
+        brief=True,
+        about="accuracy",
+        hint="Share of pictures whose first answer is right",
+    ),
+    Column("top5", "Top-5", percent_text, hint="Share of pictures with the right class among the first five answers"),
+    Column(
+        "agreement", "Agreement", percent_text, brief=True, hint="Share of pictures with the reference model's answer"
+    ),
+    Column("provider", "Provider", numeric=False, brief=True),
+    Column("threads", "Threads", brief=True),
+    Column("batch", "Batch", brief=True),
+    Column("latency_ms", "Latency", millisecond_text, brief=True, about="latency", hint="Median of one call"),
+    Column("latency_p90_ms", "p90", millisecond_text, brief=True, hint="Nine of ten calls take at most this"),
+    Column("latency_p99_ms", "p99", millisecond_text, hint="99 of 100 calls take at most this"),
+    Column("throughput_per_s", "Pictures/s", count_text),
+    Column("load_ms", "Load", millisecond_text, hint="Making the session from the file"),
+    Column("first_run_ms", "First run", millisecond_text),
+    Column(
+        "peak_bytes", "Peak memory", byte_text, brief=True, hint="Resident memory of a fresh process, less its start"
+    ),
+    Column("file_bytes", "File", byte_text, brief=True),
+    Column(
+        "download_bytes", "Download", byte_text, brief=True, hint="The file after deflate, as a store or HTTP sends it"
+    ),
+    Column("parameters", "Parameters", count_text, brief=True),
+    Column("macs", "MACs", count_text, hint="Multiply-accumulates for one picture"),
+    Column("weight_bytes", "Weights", byte_text),
+    Column("peak_activation_bytes", "Activations", byte_text, hint="Largest sum of live activations for one picture"),
+)
+_SAME_EVERYWHERE = ("dataset", "provider", "threads", "batch")
+
+
+def present(rows: Sequence[Row], *, brief: bool = False) -> tuple[Column, ...]:
+    """The columns that say something: at least one row has a value.
+
+    A ``brief`` table also leaves out the setting's columns where all rows have the same.
+    """
+    columns = [
+        column
+        for column in COLUMNS
+        if (column.brief or not brief) and any(getattr(row, column.key) is not None for row in rows)
+    ]
+    if brief:
+        alike = {key for key in _SAME_EVERYWHERE if len({getattr(row, key) for row in rows}) == 1}
+        columns = [column for column in columns if column.key not in alike]
+    return tuple(columns)

@@ -1,0 +1,154 @@
+"""What the figures say, in sentences and in four headline figures; only what was measured, and by ratio."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploykit.report.numbers import byte_text, millisecond_text, percent_text, ratio_text
+from deploykit.report.rows import Row
+
+__all__ = ["Headline", "headlines", "pairs", "sentences"]
+
+_FLOAT = ("fp32", "float32")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The best of all rows in one respect."""
+
+    title: str
+    value: str
+    row: Row
+
+
+def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each row with the one it is to be compared with: its parent, else its network's float32 file, same setting.
+
+    Where the setting (dataset, machine, provider, threads, batch) has no such row, there is no pair.
+    """
+    settings: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        settings[_setting(row)].append(row)
+    found = []
+    for row in rows:
+        alike = settings[_setting(row)]
+        parents = [other for other in alike if row.parent_sha256 and other.sha256 == row.parent_sha256]
+        floats = [other for other in alike if other.precision in _FLOAT and other.network == row.network]
+        bases = parents or ([] if row.precision in _FLOAT else floats)
+        if bases and bases[0].sha256 != row.sha256:
+            found.append((row, bases[0]))
+    return found
+
+
+def _setting(row: Row) -> tuple[object, ...]:
+    return (row.dataset, row.machine, row.provider, row.threads, row.batch)
+
+
+def sentences(rows: Sequence[Row], limit: int = 12) -> list[str]:
+    """One sentence for each pair: smaller, faster, leaner by what ratio, and the accuracy before and after."""
+    found = pairs(rows)
+    written = [sentence for row, base in found if (sentence := _sentence(row, base, _varied(rows)))]
+    rest = [f"… and {len(written) - limit} more pairs in the table."] if len(written) > limit else []
+    return written[:limit] + rest
+
+
+def _varied(rows: Sequence[Row]) -> bool:
+    """Whether the rows were timed in more than one setting, which a sentence must then name."""
+    return len({(row.machine, row.provider, row.threads, row.batch) for row in rows if row.latency_ms is not None}) > 1
+
+
+def _sentence(row: Row, base: Row, varied: bool) -> str | None:
+    claims = [claim for claim in (_size(row, base), _speed(row, base), _memory(row, base)) if claim]
+    accuracy = _accuracy(row, base)
+    if not claims and not accuracy:
+        return None
+    label = label_of(row)
+    setting = f" on {setting_text(row)}" if varied and row.latency_ms is not None else ""
+    compared = f"{label}{setting} is {_listed(claims)} than {base.precision}" if claims else f"{label}{setting}"
+    return f"{compared}{', ' if claims else ': '}{accuracy}." if accuracy else f"{compared}."
+
+
+def label_of(row: Row) -> str:
+    """The network with its precision, or the file's name where the network is unknown."""
+    return row.name if row.network == row.name else f"{row.network} {row.precision}"
+
+
+def setting_text(row: Row) -> str:
+    """The provider, threads and batch: ``cpu, 1 thread``."""
+    parts = [row.provider or ""]
+    if row.threads is not None:
+        parts.append(f"{row.threads} thread{'' if row.threads == 1 else 's'}" if row.threads else "threads by default")
+    if row.batch not in (None, 1):
+        parts.append(f"batch {row.batch}")
+    return ", ".join(part for part in parts if part)
+
+
+def _listed(claims: Sequence[str]) -> str:
+    return claims[0] if len(claims) == 1 else f"{', '.join(claims[:-1])} and {claims[-1]}"
+
+
+def _size(row: Row, base: Row) -> str | None:
+    return _compared(row.file_bytes, base.file_bytes, "smaller", "larger")
+
+
+def _memory(row: Row, base: Row) -> str | None:
+    return _compared(row.peak_bytes, base.peak_bytes, "lighter in memory", "heavier in memory")
+
+
+def _compared(value: float | None, base: float | None, less: str, more: str) -> str | None:
+    if not value or not base or min(value, base) <= 0:
+        return None
+    ratio = max(value, base) / min(value, base)
+    if ratio < 1.01:
+        return f"no {less}"
+    return f"{ratio_text(ratio)} {less if value < base else more}"
+
+
+def _speed(row: Row, base: Row) -> str | None:
+    """The ratio of the medians; where their intervals overlap nothing is claimed but that."""
+    if not row.latency_ms or not base.latency_ms:
+        return None
+    low, high = _interval(row), _interval(base)
+    if low[0] <= high[1] and high[0] <= low[1]:
+        return "not measurably faster or slower"
+    ratio = max(row.latency_ms, base.latency_ms) / min(row.latency_ms, base.latency_ms)
+    doubt = "" if row.stable and base.stable else " (unstable timing)"
+    return f"{ratio_text(ratio)} {'faster' if row.latency_ms < base.latency_ms else 'slower'}{doubt}"
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    middle = row.latency_ms or 0.0
+    low, high = row.latency_ci_low_ms, row.latency_ci_high_ms
+    return (middle if low is None else low, middle if high is None else high)
+
+
+def _accuracy(row: Row, base: Row) -> str | None:
+    if row.top1 is None or base.top1 is None:
+        return None if row.agreement is None else f"same answer as its reference on {percent_text(row.agreement)}"
+    on = f" on {row.dataset}" if row.dataset else ""
+    return f"accuracy {percent_text(base.top1).removesuffix(' %')} → {percent_text(row.top1)}{on}"
+
+
+def headlines(rows: Sequence[Row]) -> list[Headline]:
+    """The most accurate, fastest, smallest and leanest row; a respect in which rows do not compare is left out.
+
+    Accuracies compare on one dataset, times on one machine at one batch size, and unstable timings never win.
+    """
+    found = []
+    if len({row.dataset for row in rows if row.top1 is not None}) == 1:
+        best = max((row for row in rows if row.top1 is not None), key=lambda row: (row.top1, -(row.file_bytes or 0)))
+        found.append(Headline("Most accurate", percent_text(best.top1), best))
+    timed = [row for row in rows if row.latency_ms is not None and row.stable]
+    if timed and len({(row.machine, row.batch) for row in timed}) == 1:
+        best = min(timed, key=lambda row: row.latency_ms or 0.0)
+        found.append(Headline("Fastest", millisecond_text(best.latency_ms), best))
+    if sized := [row for row in rows if row.file_bytes]:
+        best = min(sized, key=lambda row: row.file_bytes or 0)
+        found.append(Headline("Smallest file", byte_text(best.file_bytes), best))
+    heavy = [row for row in rows if row.peak_bytes]
+    if heavy and len({(row.machine, row.batch) for row in heavy}) == 1:
+        best = min(heavy, key=lambda row: row.peak_bytes or 0)
+        found.append(Headline("Least memory", byte_text(best.peak_bytes), best))
+    return found

@@ -1,0 +1,335 @@
+"""The only place that creates ONNX Runtime sessions: providers by short names, threads, and honest placement.
+
+ONNX Runtime lists providers that cannot start, and a session that cannot start one falls back to the CPU without a
+word. Here the placement of every node is read back, and a provider that took none is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit import environment
+from deploykit.artifact import TensorSpec
+from deploykit.errors import DeploykitError, InputError, ModelFileError, ProviderError, UnknownNameError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PROVIDERS", "Session", "create_session", "provider_names"]
+
+PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""Short name of a provider -> ONNX Runtime's name."""
+
+_SHORT = {long: short for short, long in PROVIDERS.items()}
+_PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
+"""Providers that come as a plugin package beside any onnxruntime wheel -> the package's import name."""
+
+_FIX = {
+    "cuda": "it needs an NVIDIA GPU with its driver, and pip install 'deploykit[cuda]'; or use --provider cpu",
+    "tensorrt": "it needs an NVIDIA GPU, CUDA and the TensorRT libraries; or use --provider cpu",
+    "coreml": "it needs macOS; or use --provider cpu",
+    "xnnpack": "it needs an onnxruntime built with it (Android, iOS); or use --provider cpu",
+    "qnn": "it needs pip install onnxruntime-qnn on a Qualcomm device; or use --provider cpu",
+    "openvino": "it needs pip install 'deploykit[openvino]' and an Intel processor; or use --provider cpu",
+}
+_DTYPES = {"float": "float32", "double": "float64"}
+_LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
+_MESSAGE_CHARACTERS = 300
+
+
+def provider_names() -> list[str]:
+    """Short names of the providers that this installation lists; whether one starts, only a session can tell."""
+    listed = set(_runtime().get_available_providers())
+    return [name for name, long in PROVIDERS.items() if long in listed or _plugin_installed(name)]
+
+
+class Session:
+    """An ONNX Runtime session that knows where its nodes run; made by ``create_session``.
+
+    Attributes:
+        raw: The ``onnxruntime.InferenceSession``, for IO binding and tight loops.
+        inputs: Names, element types and shapes of the inputs.
+        outputs: The same of the outputs.
+        provider: Short name of what really runs: the provider asked for if it took a node, otherwise ``"cpu"``.
+        nodes_by_provider: Number of nodes by short name after optimisation and fusion; empty when not known.
+        threads: Threads of one operator, the calling one counted.
+        load_ms: Milliseconds from the path to a session that is ready to run.
+        notes: What a reader of figures has to know, such as a provider that computes in another precision.
+    """
+
+    def __init__(self, raw: Any, *, asked: str, threads: int, load_ms: float, placed: bool) -> None:
+        self.raw = raw
+        self.inputs = tuple(_tensor(value) for value in raw.get_inputs())
+        self.outputs = tuple(_tensor(value) for value in raw.get_outputs())
+        self.nodes_by_provider = _placement(raw) if placed else {}
+        took_part = self.nodes_by_provider or {_SHORT.get(name, name): 1 for name in raw.get_providers()}
+        self.provider = asked if took_part.get(asked) else "cpu"
+        self.threads = threads
+        self.load_ms = load_ms
+        self.notes = _notes(self.provider, placed)
+
+    def run(self, feeds: NDArray[Any] | Mapping[str, NDArray[Any]]) -> list[np.ndarray[Any, Any]]:
+        """Runs the model once on an array (for the only input) or on arrays by input name; returns all outputs.
+
+        Raises:
+            InputError: Missing or unknown inputs, wrong element type or shape.
+            ModelFileError: An operator fails while it runs.
+            ProviderError: The provider, which is not the CPU, fails while it runs.
+        """
+        named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
+        with _mapped("cannot run the model", self.provider):
+            outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
+        return outputs
+
+
+def create_session(
+    model: str | os.PathLike[str] | bytes,
+    provider: str = "cpu",
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    spinning: bool = True,
+    allow_fallback: bool = False,
+    record_placement: bool = True,
+) -> Session:
+    """Loads a model on one provider.
+
+    Args:
+        model: A path, or the bytes of a model without external data.
+        provider: A short name of ``PROVIDERS``. Nodes that it cannot take run on the CPU, and are counted.
+        threads: Threads of one operator; None takes what affinity and the cgroup's quota allow.
+        optimize: Whether ONNX Runtime rewrites and fuses the graph.
+        spinning: Whether idle threads wait actively (about 50 ms after a run): faster runs, busy neighbours.
+        allow_fallback: Whether a provider that cannot start or took no node may be replaced by the CPU.
+        record_placement: Whether to read back where the nodes were placed.
+
+    Raises:
+        UnknownNameError: No such provider.
+        InputError: ``threads`` below 1.
+        ModelFileError: Missing, damaged, or with operators that have no kernel here.
+        ProviderError: The provider is absent, cannot start or took no node, with the reason and the fix.
+    """
+    if provider not in PROVIDERS:
+        raise UnknownNameError("provider", provider, PROVIDERS)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads {threads}; allowed: 1 or more")
+    count = environment.available_cpus() if threads is None else threads
+    source = _source(model)
+    options = _session_options(count, optimize, spinning)
+    if record_placement:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    began = time.perf_counter()
+    raw = _start(source, provider, options, count, allow_fallback)
+    load_ms = (time.perf_counter() - began) * 1000.0
+    placed = record_placement and hasattr(raw, "get_provider_graph_assignment_info")
+    session = Session(raw, asked=provider, threads=count, load_ms=load_ms, placed=placed)
+    if session.provider != provider and not allow_fallback:
+        raise ProviderError(f"provider {provider!r} {_why_not(provider, raw)}; {_FIX[provider]}")
+    return session
+
+
+def _runtime() -> Any:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(_LOG_FATAL)
+    return onnxruntime
+
+
+def _source(model: str | os.PathLike[str] | bytes) -> str | bytes:
+    if isinstance(model, bytes):
+        return model
+    path = Path(model)
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path} is a folder; expected an .onnx file" if path.is_dir() else f"no such file: {path}"
+        )
+    return str(path)
+
+
+def _session_options(threads: int, optimize: bool, spinning: bool) -> Any:
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = _LOG_FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    levels = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    return options
+
+
+def _start(source: str | bytes, provider: str, options: Any, threads: int, allow_fallback: bool) -> Any:
+    """The raw session on ``provider``, or on the CPU when it cannot be had and ``allow_fallback`` permits that."""
+    what = "the model's bytes" if isinstance(source, bytes) else source
+    arguments: dict[str, Any] = {"providers": [PROVIDERS["cpu"]]}
+    try:
+        if provider in _PLUGINS:
+            _add_plugin(provider, options, threads)
+            arguments = {}
+        elif provider != "cpu":
+            arguments = {"providers": [(_listed(provider), _provider_options(provider, threads)), PROVIDERS["cpu"]]}
+        with _mapped(f"cannot load {what}", provider):
+            # Without enable_fallback=0 onnxruntime prints to stdout and quietly starts on the CPU.
+            return _runtime().InferenceSession(source, options, enable_fallback=0, **arguments)
+    except ProviderError:
+        if not allow_fallback:
+            raise
+    with _mapped(f"cannot load {what}", "cpu"):
+        return _runtime().InferenceSession(source, options, enable_fallback=0, providers=[PROVIDERS["cpu"]])
+
+
+def _listed(provider: str) -> str:
+    if PROVIDERS[provider] not in _runtime().get_available_providers():
+        have = ", ".join(provider_names())
+        raise ProviderError(f"provider {provider!r} is not in this onnxruntime, which has {have}; {_FIX[provider]}")
+    if provider in ("cuda", "tensorrt"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            _runtime().preload_dlls()
+    return PROVIDERS[provider]
+
+
+def _provider_options(provider: str, threads: int) -> dict[str, str]:
+    # XNNPACK keeps a thread pool of its own (onnxruntime docs, XNNPACK provider).
+    return {"intra_op_num_threads": str(threads)} if provider == "xnnpack" else {}
+
+
+def _plugin_installed(provider: str) -> bool:
+    return provider in _PLUGINS and util.find_spec(_PLUGINS[provider]) is not None
+
+
+def _add_plugin(provider: str, options: Any, threads: int) -> None:
+    """Registers a plugin provider's library once a process and adds its CPU device to ``options``.
+
+    The device type is fixed to the CPU: there the thread count below means what it says.
+    """
+    from importlib import import_module
+
+    runtime, long = _runtime(), PROVIDERS[provider]
+    if not _plugin_installed(provider):
+        raise ProviderError(f"provider {provider!r} is not installed; {_FIX[provider]}")
+    if not any(device.ep_name == long for device in runtime.get_ep_devices()):
+        with contextlib.suppress(_failures().Fail):  # registered already, in a process where it has no device
+            runtime.register_execution_provider_library(long, import_module(_PLUGINS[provider]).get_library_path())
+    found = [device for device in runtime.get_ep_devices() if device.ep_name == long]
+    devices = [device for device in found if device.device.type == runtime.OrtHardwareDeviceType.CPU]
+    if not devices:
+        cpu = environment.describe()["cpu"]
+        raise ProviderError(
+            f"provider {provider!r} is installed but offers no device on this CPU ({cpu}); {_FIX[provider]}"
+        )
+    # OpenVINO passes over other spellings of the thread option with no more than a warning.
+    load_config = json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})
+    with _mapped(f"provider {provider!r} cannot start", provider):
+        options.add_provider_for_devices(devices, {"load_config": load_config})
+
+
+def _placement(raw: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for part in raw.get_provider_graph_assignment_info():
+        counts[_SHORT.get(part.ep_name, part.ep_name)] += len(part.get_nodes())
+    return dict(counts)
+
+
+def _notes(provider: str, placed: bool) -> tuple[str, ...]:
+    notes = []
+    if not placed and provider != "cpu":
+        notes.append("placement of single nodes is unknown: this onnxruntime does not record it")
+    if provider == "openvino" and {"amx_bf16", "avx512_bf16"} & set(environment.cpu_features()):
+        notes.append("OpenVINO computes float models in bfloat16 on this CPU")
+    if provider == "cuda":
+        notes.append("CUDA computes float32 convolutions in TF32 on Ampere and later")
+    return tuple(notes)
+
+
+def _why_not(provider: str, raw: Any) -> str:
+    """The reason that onnxruntime only writes to its log: the library that it could not load, or no GPU."""
+    if PROVIDERS[provider] in raw.get_providers():
+        return "started but took no node of this model"
+    if problem := _library_problem(provider):
+        return f"cannot start here: {problem}"
+    if provider in ("cuda", "tensorrt") and not environment.describe()["gpus"]:
+        return "cannot start here: no NVIDIA GPU was found"
+    return "cannot start here"
+
+
+def _library_problem(provider: str) -> str | None:
+    import ctypes
+
+    name = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}.get(
+        provider
+    )
+    library = Path(_runtime().__file__).parent / "capi" / (name or "")
+    if name is None or not library.is_file():
+        return None
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as problem:
+        return _one_line(problem)
+    return None
+
+
+def _failures() -> Any:
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    return onnxruntime_pybind11_state
+
+
+@contextlib.contextmanager
+def _mapped(what: str, provider: str) -> Iterator[None]:
+    """Turns ONNX Runtime's exceptions into ours; ``what`` begins the message."""
+    failures = _failures()
+    of_the_call = (failures.InvalidArgument, ValueError)
+    of_the_file = (
+        failures.InvalidProtobuf,
+        failures.InvalidGraph,
+        failures.NoSuchFile,
+        failures.NotImplemented,
+        failures.NoModel,
+        failures.ModelRequiresCompilation,
+    )
+    of_either = (failures.Fail, failures.RuntimeException, failures.EPFail, failures.EngineError, failures.NotFound)
+    try:
+        yield
+    except of_the_file as problem:
+        raise ModelFileError(f"{what}: {_one_line(problem)}") from problem
+    except of_the_call as problem:
+        kind: type[DeploykitError] = InputError if what.startswith("cannot run") else ModelFileError
+        raise kind(f"{what}: {_one_line(problem)}") from problem
+    except (*of_either, RuntimeError) as problem:
+        if provider == "cpu":
+            raise ModelFileError(f"{what}: {_one_line(problem)}") from problem
+        raise ProviderError(f"{what} on {provider!r}: {_one_line(problem)}; {_FIX[provider]}") from problem
+
+
+def _one_line(problem: BaseException) -> str:
+    """The message without ONNX Runtime's error code and source position, on one line of bounded length."""
+    text = " ".join(str(problem).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+    text = re.sub(r"/onnxruntime_src/\S+ (?:[^()]*\([^()]*\)(?: const)? )?", "", text)
+    return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
+
+
+def _tensor(value: Any) -> TensorSpec:
+    """ONNX Runtime's ``tensor(float)`` as numpy's ``float32``; other kinds of values as ``unknown``."""
+    match = re.fullmatch(r"tensor\((\w+)\)", value.type)
+    dtype = _DTYPES.get(match[1], match[1]) if match else "unknown"
+    return TensorSpec(value.name, dtype, None if value.shape is None else tuple(value.shape))

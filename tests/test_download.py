@@ -1,0 +1,266 @@
+"""Downloads, against a real HTTP server that also breaks off, lies, stalls and serves the wrong file."""
+
+import gzip
+import hashlib
+import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from deploykit import data
+from deploykit.data.download import DOWNLOADS, DownloadSpec, RemoteFile, fetch, is_right
+from deploykit.errors import DataError, InputError, OutputError, UnknownNameError
+
+CONTENT = random.Random(0).randbytes(200_000) + bytes(100_000)
+PACKED = gzip.compress(CONTENT, 1, mtime=0)
+SECOND = gzip.compress(b"labels" * 50, mtime=0)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+SPEC = DownloadSpec(
+    "toy",
+    (
+        RemoteFile("images-idx3-ubyte.gz", md5(PACKED), md5(CONTENT), len(PACKED)),
+        RemoteFile("labels-idx1-ubyte.gz", md5(SECOND), md5(b"labels" * 50), len(SECOND)),
+    ),
+    (),
+)
+FILES = {"images-idx3-ubyte.gz": PACKED, "labels-idx1-ubyte.gz": SECOND}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The first part of the path says how to behave."""
+
+    def do_GET(self):
+        behaviour, name = self.path.strip("/").split("/")[-2:]
+        self.server.asked.append((behaviour, name))
+        content = FILES[name]
+        # Only the first request is served badly by the "once-" behaviours.
+        if behaviour.startswith("once-") and self.server.asked.count((behaviour, name)) > 1:
+            behaviour = "good"
+        getattr(self, "answer_" + behaviour.removeprefix("once-").replace("-", "_"))(content)
+
+    def send(self, content, length=None, status=200):
+        self.send_response(status)
+        if length != -1:
+            self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def answer_good(self, content):
+        self.send(content)
+
+    def answer_no_length(self, content):
+        self.send(content, -1)
+
+    def answer_recompressed(self, content):
+        self.send(gzip.compress(gzip.decompress(content), 9, mtime=7))
+
+    def answer_decompressed(self, content):
+        self.send(gzip.decompress(content))
+
+    def answer_missing(self, content):
+        self.send(b"<html>not here</html>", status=404)
+
+    def answer_broken(self, content):
+        self.send(b"busy", status=503)
+
+    def answer_wrong(self, content):
+        self.send(gzip.compress(b"other pictures" * 99))
+
+    def answer_web_page(self, content):
+        self.send(b"<html>please log in</html>")
+
+    def answer_cut(self, content):
+        self.send(content[: len(content) // 2], len(content))
+
+    def answer_cut_unsaid(self, content):
+        self.send(content[: len(content) // 2], -1)
+
+    def answer_says_too_long(self, content):
+        self.send(content, len(content) + 500)
+
+    def answer_says_too_short(self, content):
+        self.send(content, len(content) - 50)
+
+    def answer_says_nonsense(self, content):
+        self.send(content, "many")
+
+    def answer_endless(self, content):
+        self.send(b"", -1)
+        for _ in range(2000):
+            self.wfile.write(b"\0" * 65536)
+
+    def answer_stall(self, content):
+        self.send(content[:100], len(content))
+        self.wfile.flush()
+        self.server.over.wait(20)
+
+    def answer_silence(self, content):
+        self.server.over.wait(20)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # a client that hangs up is what some tests are about
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.asked, running.over = [], threading.Event()
+        running.url = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.over.set()
+        running.shutdown()
+        thread.join()
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.mark.parametrize("behaviour", ["good", "no-length"])
+def test_files_arrive_and_are_not_fetched_twice(server, tmp_path, behaviour):
+    told = []
+    folder = fetch(
+        SPEC,
+        tmp_path / "new" / "toy",
+        mirrors=[f"{server.url}/{behaviour}/"],
+        progress=lambda stage, done, total, note="": told.append((stage, done, total)),
+    )
+    assert content_of(folder) == FILES
+    assert told[-1] == ("download labels-idx1-ubyte.gz", len(SECOND), len(SECOND))
+    assert all(0 <= done <= total for _, done, total in told)
+    assert len(server.asked) == 2
+    fetch(SPEC, folder, mirrors=[f"{server.url}/{behaviour}/"])
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("behaviour", ["recompressed", "decompressed"])
+def test_same_content_packed_otherwise_is_right(server, tmp_path, behaviour):
+    fetch(SPEC, tmp_path, mirrors=[f"{server.url}/{behaviour}"])
+    assert all(is_right(tmp_path / file.name, file) for file in SPEC.files)
+
+
+BAD = {
+    "missing": "HTTP 404",
+    "broken": "HTTP 503",
+    "wrong": "wrong checksum",
+    "web-page": "wrong checksum",
+    "cut": "broke off",
+    "cut-unsaid": "not a whole .gz file",
+    "says-too-long": "broke off",
+    "says-too-short": "not a whole .gz file",
+    "says-nonsense": "not a usable answer",
+    "endless": "sent more than",
+    "stall": "stalled|no answer",
+    "silence": "no answer within",
+}
+
+
+@pytest.mark.parametrize("behaviour", BAD)
+def test_bad_mirror_leaves_nothing_and_is_described(server, tmp_path, behaviour):
+    with pytest.raises(DataError, match=BAD[behaviour]) as caught:
+        fetch(SPEC, tmp_path / "toy", mirrors=[f"{server.url}/{behaviour}/"], timeout_s=0.3, rounds=1)
+    message = str(caught.value)
+    assert "images-idx3-ubyte.gz of toy" in message and server.url in message and "\n" not in message
+    assert content_of(tmp_path / "toy") == {}
+
+
+@pytest.mark.parametrize("behaviour", BAD)
+def test_next_mirror_is_tried(server, tmp_path, behaviour):
+    mirrors = [f"{server.url}/{behaviour}/", f"{server.url}/good/"]
+    fetch(SPEC, tmp_path / "toy", mirrors=mirrors, timeout_s=0.3)
+    assert content_of(tmp_path / "toy") == FILES
+
+
+@pytest.mark.parametrize("behaviour", ["once-cut", "once-broken", "once-wrong", "once-stall"])
+def test_mirror_that_fails_once_is_asked_again(server, tmp_path, behaviour):
+    fetch(SPEC, tmp_path, mirrors=[f"{server.url}/{behaviour}/"], timeout_s=0.3)
+    assert content_of(tmp_path) == FILES
+
+
+def test_missing_file_is_not_asked_for_again(server, tmp_path):
+    with pytest.raises(DataError, match="HTTP 404"):
+        fetch(SPEC, tmp_path, mirrors=[f"{server.url}/missing/"], rounds=3)
+    assert len(server.asked) == 1
+
+
+def test_wrong_file_in_place_is_replaced_and_stays_when_that_fails(server, tmp_path):
+    path = tmp_path / "images-idx3-ubyte.gz"
+    path.write_bytes(b"damaged")
+    with pytest.raises(DataError):
+        fetch(SPEC, tmp_path, mirrors=[f"{server.url}/cut/"], rounds=1)
+    assert content_of(tmp_path) == {path.name: b"damaged"}
+    fetch(SPEC, tmp_path, mirrors=[f"{server.url}/good/"])
+    assert content_of(tmp_path) == FILES
+
+
+@pytest.mark.parametrize(
+    "name", ["images-idx3-ubyte", "images.idx3-ubyte", "images.idx3-ubyte.gz", "images-idx3-ubyte.gz"]
+)
+def test_file_that_is_there_uncompressed_or_recompressed_is_kept(server, tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(CONTENT, 9) if name.endswith("gz") else CONTENT)
+    fetch(SPEC, tmp_path, mirrors=[f"{server.url}/good/"])
+    assert [file for _, file in server.asked] == ["labels-idx1-ubyte.gz"]
+
+
+def test_no_server_at_all_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="cannot download") as caught:
+        fetch(SPEC, tmp_path, mirrors=["http://127.0.0.1:9/"], timeout_s=1, rounds=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_place_that_cannot_be_written_is_an_output_error(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write"):
+        fetch(SPEC, tmp_path / "file" / "toy", mirrors=[f"{server.url}/good/"])
+
+
+@pytest.mark.parametrize("mirror", ["ftp://127.0.0.1/", "somewhere", ""])
+def test_mirror_must_be_http(tmp_path, mirror):
+    with pytest.raises(InputError, match="allowed: an address that begins with http"):
+        fetch(SPEC, tmp_path, mirrors=[mirror])
+
+
+def test_prepare_uses_the_environments_mirror(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_MIRROR", server.url + "/base")
+    monkeypatch.setitem(FILES, "train-images-idx3-ubyte.gz", b"")
+    monkeypatch.setattr(Handler, "answer_fashion_mnist", Handler.answer_missing, raising=False)
+    with pytest.raises(DataError, match=f"{server.url}/base/fashion-mnist/: HTTP 404"):
+        data.prepare("fashion-mnist", tmp_path)
+    assert server.asked == [("fashion-mnist", "train-images-idx3-ubyte.gz")]
+
+
+def test_prepare_refuses_what_it_cannot_fetch(tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean 'fashion-mnist'"):
+        data.prepare("fashion_mnist", tmp_path)
+    with pytest.raises(DataError, match="is generated, there is nothing to download"):
+        data.prepare("shapes-color", tmp_path)
+
+
+def test_published_checksums_are_well_formed():
+    for spec in DOWNLOADS.values():
+        assert len(spec.files) == 4 and len(spec.mirrors) >= 2
+        sums = [text for file in spec.files for text in (file.md5, file.content_md5)]
+        assert len(set(sums)) == 8 and all(len(text) == 32 and int(text, 16) for text in sums)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_real_files_are_recognised_without_the_network(name):
+    folder = data.prepare(name, mirrors=["http://127.0.0.1:9/"])
+    assert (folder / "train-images-idx3-ubyte.gz").exists()

@@ -1,0 +1,254 @@
+"""The report in a real browser: drawn, within the window, in both schemes, sortable, and asking the network nothing."""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+import pytest
+from PIL import Image
+from synthetic_records import accuracy, all_records, bench, timing, write_records
+
+from deploykit.report import write_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FLAGS = (
+    "--headless",
+    "--hide-scrollbars",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
+LIMIT_S = 60.0
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")
+
+
+class Browser:
+    """A browser spoken to over a pipe: the DevTools protocol, one JSON message after another, each ended by NUL."""
+
+    def __init__(self, profile):
+        to_browser, self.out = os.pipe()
+        self.inn, from_browser = os.pipe()
+
+        def as_3_and_4():  # where Chromium looks for them; through high numbers, so that neither overwrites the other
+            low, high = os.dup(to_browser), os.dup(from_browser)
+            os.dup2(low, 203), os.dup2(high, 204)
+            os.dup2(203, 3), os.dup2(204, 4)
+
+        command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=as_3_and_4, **quiet)
+        os.close(to_browser), os.close(from_browser)
+        self.rest, self.number, self.events, self.session = b"", 0, [], None
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.ask("Network.enable")
+        self.ask("Page.enable")
+
+    def ask(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.out, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + LIMIT_S
+        while time.monotonic() < end:
+            for answer in self.read(end - time.monotonic()):
+                if answer.get("id") == self.number:
+                    assert "error" not in answer, answer
+                    return answer["result"]
+                self.events.append(answer)
+        raise AssertionError(f"no answer to {method} within {LIMIT_S} s")
+
+    def read(self, seconds):
+        if not select.select([self.inn], [], [], seconds)[0]:
+            return []
+        chunk = os.read(self.inn, 1 << 20)
+        assert chunk, f"the browser ended with {self.process.poll()}"
+        *whole, self.rest = (self.rest + chunk).split(b"\0")
+        return [json.loads(item) for item in whole]
+
+    def run(self, script):
+        """The value of a JavaScript expression; a promise is awaited."""
+        answer = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, page, width, scheme):
+        phone = width < 600
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
+        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.run(DRAWN)
+
+    def screenshot(self, path):
+        picture = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(picture))
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            os.write(self.out, b'{"id":0,"method":"Browser.close"}\0')
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.out), os.close(self.inn)
+
+
+# Answers once the page says that every chart is drawn.
+DRAWN = """new Promise((done) => {
+  const look = () => (document.body && document.body.dataset.charts ? done(true) : setTimeout(look, 20));
+  look();
+})"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = write_records(tmp_path_factory.mktemp("records"), all_records())
+    return write_report([folder], folder / "report.html", title="Three networks on MNIST")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    running = Browser(tmp_path_factory.mktemp("profile"))
+    yield running
+    running.close()
+
+
+def column(browser, index):
+    return browser.run(
+        f"Array.from(document.querySelectorAll('#figures tbody tr'), (row) => row.cells[{index}].textContent.trim())"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_is_drawn_and_fits(browser, page, tmp_path, width, scheme):
+    browser.open(page, width, scheme)
+
+    assert browser.run("document.body.dataset.scheme") == scheme
+    assert browser.run("window.innerWidth") == width
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    beyond = browser.run(
+        """Array.from(document.querySelectorAll('main *')).filter((item) =>
+           !item.closest('.scroll') && item.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+           .map((item) => item.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+
+    # Three charts of costs and two curves for each of three networks; six models a chart, and those on the front twice.
+    assert browser.run("document.querySelectorAll('.chart svg').length") == 3 + 2 * 3
+    marks = "document.querySelectorAll('#%s [aria-roledescription=point]').length"
+    assert [browser.run(marks % f"chart-{index}") for index in range(3)] == [6 + 5, 6 + 4, 6 + 4]
+    narrow = browser.run("Array.from(document.querySelectorAll('.chart svg'), (svg) => svg.clientWidth < 150)")
+    assert not any(narrow)
+
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        corner, colors = picture.convert("L").getpixel((3, 3)), picture.convert("RGB").getcolors(1 << 24)
+        assert picture.width == width
+        assert corner < 40 if scheme == "dark" else corner > 215
+        assert len(colors) > 200  # the edges of text and marks blend into many; a blank page has a handful
+
+
+def test_page_changes_with_the_scheme(browser, page):
+    browser.open(page, 1280, "light")
+    ink = "getComputedStyle(document.querySelector('#chart-0 .role-axis-title text')).fill"
+    before = browser.run(ink)
+    browser.run("delete document.body.dataset.charts")
+    browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.run(DRAWN)
+
+    assert (before, browser.run(ink)) == ("rgb(28, 36, 48)", "rgb(232, 237, 244)")
+
+
+def test_a_heading_sorts_up_and_then_down_by_mouse_or_keyboard(browser, page):
+    browser.open(page, 1280, "light")
+    titles = browser.run("Array.from(document.querySelectorAll('#figures thead button'), (item) => item.textContent)")
+    latency = titles.index("Latency")
+    rising = ["0.0251 ms ⚠", "0.0394 ms", "0.0418 ms", "0.0437 ms", "0.0522 ms", "0.0731 ms"]
+
+    browser.run(f"document.querySelectorAll('#figures thead button')[{latency}].click()")
+    assert column(browser, latency) == rising
+    browser.run(f"document.querySelectorAll('#figures thead button')[{latency}].focus()")
+    for kind in ("keyDown", "keyUp"):
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+        browser.ask("Input.dispatchKeyEvent", type=kind, **enter)
+    assert column(browser, latency) == rising[::-1]
+    assert browser.run(f"document.querySelectorAll('#figures th')[{latency}].getAttribute('aria-sort')") == "descending"
+
+    # The first and the last file have no agreement to sort by and stay at the end, either way.
+    agreement = titles.index("Agreement")
+    for _ in range(2):
+        browser.run(f"document.querySelectorAll('#figures thead button')[{agreement}].click()")
+        assert column(browser, agreement)[3:] == ["–"] * 3
+
+
+def test_hovering_a_point_shows_its_record(browser, page):
+    browser.open(page, 1280, "light")
+    place = browser.run(
+        """(() => { const mark = document.querySelector('#chart-0 [aria-label*="lenet5.int8.onnx"]');
+             mark.scrollIntoView({block: 'center'});
+             const box = mark.getBoundingClientRect();
+             return [box.x + box.width / 2, box.y + box.height / 2]; })()"""
+    )
+    browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    shown = browser.run("document.getElementById('vg-tooltip-element').innerText")
+
+    for text in ("lenet5.int8.onnx", "99.18 %", "0.0522 ms", "70.1 KB", "1.12 MB", "cpu, 1 thread"):
+        assert text in shown
+
+
+def test_page_asks_the_network_nothing(browser, page):
+    browser.events.clear()
+    browser.open(page, 1280, "light")
+    requests = [event["params"]["request"]["url"] for event in browser.events if "requestWillBeSent" in event["method"]]
+
+    assert page.resolve().as_uri() in requests
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_long_and_hostile_names_neither_overflow_nor_run(browser, tmp_path):
+    network = "сеть-" + "очень" * 30 + """<img src=x onerror="document.title='taken'">模型"""
+    name = f"{network}.fp32.onnx"
+    changes = {"model": name}
+    write_records(
+        tmp_path,
+        {
+            "a.json": accuracy(network, "fp32", 5000, 0.5, **changes),
+            "b.json": bench(timing(network, "fp32", 5000, 2.0, 9_000_000, **changes)),
+        },
+    )
+    browser.open(write_report([tmp_path], tmp_path / "r.html", title="<b>Bold</b> & plain"), 390, "dark")
+
+    assert browser.run("document.title") == "<b>Bold</b> & plain"
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert browser.run("document.querySelector('#figures tbody th').textContent") == name
+
+
+def test_figures_are_there_without_scripts(browser, page):
+    browser.ask("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.ask("Page.navigate", url=page.resolve().as_uri())
+        while browser.run("document.readyState") != "complete":
+            pass
+        text = browser.run("document.querySelector('#figures tbody').innerText")
+        notice = browser.run("document.querySelector('noscript').innerText")
+    finally:
+        browser.ask("Emulation.setScriptExecutionDisabled", value=False)
+
+    assert "lenet5.fp32.onnx" in text
+    assert "99.21 %" in text
+    assert "need JavaScript" in notice
