@@ -49,14 +49,12 @@ def calibration_from_dataset(
     """A class-balanced selection of a dataset, by the model's own preprocessing.
 
     Raises:
-        DataError: The dataset has no pictures.
+        DataError: A damaged picture.
         InputError: The model's preprocessing is unknown, or the result does not fit its input.
     """
     if samples < 1:
         raise InputError(f"{samples} calibration samples; allowed: 1 or more")
     chosen = data.take(samples, seed=seed)
-    if not len(chosen):
-        raise DataError(f"{data.name} has no pictures in split {data.split!r} to calibrate on; best are 128 or more")
     wanted = preprocess_for(artifact, preprocess)
     inputs = np.concatenate([apply(wanted, pictures) for pictures, _ in chosen.batches(64)])
     missing = sorted(set(range(len(data.labels))) - set(chosen.targets.tolist()))

@@ -92,11 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    command = typer.main.get_command(app)
-    try:
-        code = command.main(arguments, prog_name="deploykit", standalone_mode=False)
-    except Exit as done:
-        return done.exit_code
+    code = typer.main.get_command(app).main(arguments, prog_name="deploykit", standalone_mode=False)
+    if code == INTERRUPTED:  # typer's answer to Ctrl-C
+        raise KeyboardInterrupt
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

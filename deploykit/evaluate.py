@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deploykit import __version__, environment
 from deploykit.artifact import Artifact, Preprocess
 from deploykit.data.dataset import Dataset
-from deploykit.errors import DataError, InputError
+from deploykit.errors import InputError
 from deploykit.preprocess import apply, preprocess_for
 from deploykit.progress import Progress, silent
 from deploykit.results import Accuracy, Example
@@ -56,7 +56,6 @@ class Classifier:
     artifact: Artifact
     session: Session
     preprocess: Preprocess
-    fixed_batch: int | None
 
     @classmethod
     def open(
@@ -80,21 +79,12 @@ class Classifier:
                 f"{model} has {len(artifact.inputs)} inputs; evaluation feeds models with exactly one picture input"
             )
         wanted = preprocess_for(artifact, preprocess)
-        shape = artifact.inputs[0].shape
-        fixed = shape[0] if shape and isinstance(shape[0], int) else None
         session = create_session(model, provider, threads=threads, optimize=optimize)
-        return cls(artifact, session, wanted, fixed)
+        return cls(artifact, session, wanted)
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """First output (N, classes) for preprocessed inputs (N, …). Raises: InputError for NaN or another shape."""
-        size = self.fixed_batch or len(inputs)
-        chunks = []
-        for start in range(0, len(inputs), size):
-            chunk = inputs[start : start + size]
-            short = size - len(chunk)
-            fed = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)]) if short else chunk
-            chunks.append(np.asarray(self.session.run(fed)[0])[: len(chunk)])
-        outputs = np.concatenate(chunks).astype(np.float32)
+        outputs = self.session.run_rows(inputs).astype(np.float32)
         if outputs.shape[0] != len(inputs) or outputs.size != len(inputs) * max(outputs.shape[1:], default=0):
             raise InputError(
                 f"{self.artifact.path} answers {outputs.shape} for {len(inputs)} pictures; expected (N, classes)"
@@ -166,11 +156,9 @@ def evaluate_onnx(
 
     Raises:
         InputError: The classes of model and data do not fit, or preprocessing is unknown.
-        DataError: No pictures, or a damaged one.
+        DataError: A damaged picture.
     """
     options, start = options or EvaluateOptions(), time.perf_counter()
-    if not len(data):
-        raise DataError(f"{data.name} has no pictures in split {data.split!r}; one or more needed")
     given: dict[str, Any] = {"preprocess": preprocess, "provider": options.provider, "threads": options.threads}
     classifier = Classifier.open(model, **given)
     other = Classifier.open(reference, **given) if reference is not None else None
@@ -209,8 +197,8 @@ def evaluate_onnx(
 
 
 def _shown(total: int, count: int) -> set[int]:
-    """Which pictures the record keeps: spread evenly, so that sorted folders show all classes."""
-    return {int(position) for position in np.linspace(0, total - 1, min(count, total)).round()} if count else set()
+    """Which pictures the record keeps: drawn at random from a fixed seed, as datasets may be sorted or periodic."""
+    return set(np.random.default_rng(0).choice(total, min(count, total), replace=False).tolist())
 
 
 def _class_mapping(

@@ -128,16 +128,20 @@ def dump_json(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON lacks")
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON object in ``path``. Raises: InputError when it is missing, unreadable or not a JSON object."""
     source = Path(path)
     try:
-        document = json.loads(source.read_text(encoding="utf-8"))
+        document = json.loads(source.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as problem:
         raise InputError(f"no such file: {source}") from problem
     except OSError as problem:
         raise InputError(f"cannot read {source}: {problem.strerror}") from problem
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (ValueError, RecursionError) as problem:  # also of the decoder, and of text that is not UTF-8
         raise InputError(f"{source} is not JSON: {problem}") from problem
     if not isinstance(document, dict):
         raise InputError(f"{source} holds a JSON {type(document).__name__}; expected an object with a 'schema' key")

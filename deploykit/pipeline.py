@@ -24,7 +24,7 @@ from deploykit.graph.profile import profile_onnx
 from deploykit.models import spec
 from deploykit.progress import Progress, silent
 from deploykit.quantize import RECIPES, QuantizeOptions, quantize_onnx
-from deploykit.report import Row, collect, plain_row, write_report
+from deploykit.report import Row, collect, write_report
 from deploykit.results import Record
 from deploykit.sources import example_inputs, open_source
 from deploykit.train import CHECKPOINT, HISTORY, RECORD, TrainOptions, train_network
@@ -86,7 +86,7 @@ class PipelineResult:
             "steps_done": list(self.done),
             "steps_skipped": list(self.skipped),
             "warnings": list(self.warnings),
-            "rows": [plain_row(row) for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
         }
 
 
@@ -103,16 +103,16 @@ class _Steps:
     def open(cls, folder: Path) -> _Steps:
         path = folder / _STEPS
         check_writable(path)
-        document = read_json(path) if path.exists() else {"schema": _SCHEMA, "steps": {}}
-        if document.get("schema") != _SCHEMA:
+        document: dict[str, Any] = read_json(path) if path.exists() else {"schema": _SCHEMA, "steps": {}}
+        if document.get("schema") != _SCHEMA or not isinstance(document.get("steps"), dict):
             raise InputError(f"{path} has schema {document.get('schema')!r}; this deploykit reads {_SCHEMA!r}")
-        return cls(folder, dict(document["steps"]))
+        return cls(folder, document["steps"])
 
     def run(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[bool], object]) -> None:
         """Does one step unless it is done; ``work`` hears whether the same step was begun before."""
         key = sha256_json([__version__, inputs])
-        before = self.known.get(name, {})
-        if before.get("key") == key and before.get("outputs") == self._digests(outputs):
+        before, there = self.known.get(name, {}), self._digests(outputs)
+        if before.get("key") == key and there is not None and before.get("outputs") == there:
             self.skipped.append(name)
             return
         self._remember(name, {"key": key, "outputs": None})
@@ -172,7 +172,8 @@ def run_pipeline(
         raise InputError(f"networks {', '.join(networks) or '(none)'}; expected one or more names, each once")
     for network in networks:
         spec(network)
-    classes = spec(networks[0]).classes
+    # `shapes` alone is the task of the first network that has one.
+    classes = next((spec(name).classes for name in networks if spec(name).classes in data.SHAPES_CLASSES), None)
     train = data.load(dataset, "train", data_dir=data_dir, classes=classes)
     test = data.load(dataset, "test", data_dir=data_dir, classes=classes)
     chain = _Chain(folder, _Steps.open(folder), train, test, options, progress)

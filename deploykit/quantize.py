@@ -24,7 +24,7 @@ from deploykit.errors import InputError, ModelFileError, UnknownNameError
 from deploykit.files import atomic_path, check_writable
 from deploykit.progress import Progress, silent
 from deploykit.results import Quantization
-from deploykit.runtime import create_session
+from deploykit.runtime import create_session, filled
 
 if TYPE_CHECKING:
     import onnx
@@ -154,7 +154,7 @@ def quantize_onnx(
     ).stamp(quantized)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
-        difference = _compare(Path(model), aside, samples, parent)
+        difference = _compare(Path(model), aside, samples)
     written = Artifact.read(target)
     return Quantization(
         deploykit=__version__,
@@ -206,9 +206,8 @@ class _Reader:
         for batch in samples.batches(size):
             done += len(batch)
             progress("calibrate", done, total)
-            short = size - len(batch)
-            # A model with a fixed batch gets its last batch filled up with copies, which widen no range.
-            yield {name: np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)]) if short else batch}
+            # A model with a fixed batch gets its last one filled up with copies, which widen no range.
+            yield {name: filled(batch, size)}
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self._feeds, None)
@@ -270,17 +269,13 @@ def _restore_frame(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
     quantized.metadata_props.add(key="onnx.quant.pre_process", value="deploykit")
 
 
-def _compare(model: Path, candidate: Path, samples: Calibration, parent: Artifact) -> dict[str, Any]:
+def _compare(model: Path, candidate: Path, samples: Calibration) -> dict[str, Any]:
     """Top-1 agreement, largest difference and signal-to-noise ratio of the first output over the samples."""
     before, after = create_session(model), create_session(candidate)
-    shape = parent.inputs[0].shape
-    size = shape[0] if shape and isinstance(shape[0], int) else 64
     agreeing, rows, signal, noise, largest = 0, 0, 0.0, 0.0, 0.0
-    for batch in samples.batches(size):
-        if len(batch) < size and shape and isinstance(shape[0], int):
-            batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        wanted = np.asarray(before.run(batch)[0], np.float64)
-        got = np.asarray(after.run(batch)[0], np.float64)
+    for batch in samples.batches(before.fixed_batch or 64):
+        wanted = before.run_rows(batch).astype(np.float64)
+        got = after.run_rows(batch).astype(np.float64)
         if not np.isfinite(wanted).all():
             raise InputError(
                 f"{model} answers NaN or infinite values on the calibration samples; it cannot be quantized"

@@ -18,12 +18,13 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit import environment
 from deploykit.artifact import TensorSpec
 from deploykit.errors import DeploykitError, InputError, ModelFileError, ProviderError, UnknownNameError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["PROVIDERS", "Session", "create_session", "provider_names"]
@@ -99,6 +100,27 @@ class Session:
         with _mapped("cannot run the model", self.provider):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The size that the model fixes its first axis to, None where it is free."""
+        shape = self.inputs[0].shape
+        return shape[0] if shape and isinstance(shape[0], int) else None
+
+    def run_rows(self, rows: NDArray[Any]) -> np.ndarray[Any, Any]:
+        """The first output for any number of rows; where the model fixes its batch, the last one is filled up and cut.
+
+        Raises: as ``run``.
+        """
+        size = self.fixed_batch or len(rows)
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return np.concatenate([self.run(filled(chunk, size))[0][: len(chunk)] for chunk in chunks])
+
+
+def filled(rows: NDArray[Any], size: int) -> NDArray[Any]:
+    """``rows`` with copies of the last one up to ``size`` rows."""
+    short = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], short, axis=0)]) if short else rows
 
 
 def create_session(

@@ -88,6 +88,7 @@ def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
+    """The device of that name, or the best that works for ``auto``. Raises: InputError naming those that work."""
     import torch
 
     works = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -101,6 +102,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
+    """Torch's CPU threads for the block; the number before it comes back afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -125,6 +127,7 @@ def load_pixels(dataset: Dataset, preprocess: Preprocess, device: torch.device) 
 
 
 def start_run(module: torch.nn.Module, options: TrainOptions, preprocess: Preprocess) -> Run:
+    """A run at its beginning; the module is on its device already."""
     import torch
 
     device = next(module.parameters()).device
@@ -159,6 +162,10 @@ def _rate(options: TrainOptions, epoch: float) -> float:
 
 
 def run_epochs(run: Run, train: Pixels, test: Pixels, header: Checkpoint, state: Path, progress: Progress) -> None:
+    """Trains the epochs that ``run.history`` lacks, and saves the state after each.
+
+    Raises: InputError when the loss is not finite.
+    """
     for epoch in range(len(run.history), run.options.epochs):
         start = time.perf_counter()
         loss, top1 = _train_epoch(run, train, epoch, progress)
@@ -243,6 +250,10 @@ def _save_state(run: Run, header: Checkpoint, path: Path) -> None:
 
 
 def restore(run: Run, header: Checkpoint, path: Path) -> None:
+    """Puts weights, moments and history of a saved state into ``run``.
+
+    Raises: CheckpointError when the state is damaged or of a training with other options.
+    """
     state = read_checkpoint(path)
     check_same(state, header, path)
     moments: dict[int, dict[str, torch.Tensor]] = {}

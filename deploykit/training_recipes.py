@@ -74,7 +74,7 @@ class TrainOptions:
 _BY_DATASET = {
     "mnist": TrainOptions(epochs=30, augment="digits", label_smoothing=0.05),
     "fashion-mnist": TrainOptions(epochs=30, augment="photos"),
-    "shapes-color": TrainOptions(epochs=30, batch_size=64, learning_rate=5e-3, augment="shapes"),
+    "shapes-color": TrainOptions(epochs=40, batch_size=64, learning_rate=5e-3, augment="shapes"),
     "shapes-shape": TrainOptions(epochs=40, batch_size=64, learning_rate=5e-3, augment="shapes"),
     "shapes-color-shape": TrainOptions(epochs=30, batch_size=64, learning_rate=5e-3, augment="shapes"),
 }

@@ -32,7 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     folder = tmp_path_factory.mktemp("trained") / "über trained"  # a space and a letter beyond ASCII, everywhere
     train, test = data.load("shapes", "train"), data.load("shapes", "test")
-    training = train_network("color-shape-cnn", train, test, folder, recipe_for(train.name).changed(epochs=4, threads=1))
+    training = train_network(
+        "color-shape-cnn", train, test, folder, recipe_for(train.name).changed(epochs=4, threads=1)
+    )
     source = open_source(folder)
     example, pictures = example_inputs(source, test)
     onnx, int8 = folder / "net.onnx", folder / "net.int8.onnx"

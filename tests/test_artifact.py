@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_onnx import conv_chain, relu
 
 from deploykit.artifact import Artifact, Preprocess, load_model
 from deploykit.errors import InputError, ModelFileError
-from tiny_onnx import conv_chain, relu
 
 FULL = Preprocess(size=(32, 24), channels="RGB", resize=40, crop="center", mean=(0.5, 0.4, 0.3), std=(1.0, 2.0, 3.0))
 
@@ -48,7 +48,14 @@ def test_stamped_model_knows_itself_and_keeps_other_keys(tmp_path: Path) -> None
     assert bare.recipe == "stale"
     model = load_model(path)
     about = Artifact(
-        **{**bare.__dict__, "network": "lenet5", "preprocess": FULL, "labels": ("a", "ü"), "recipe": None, "parity": {"max_abs": 1e-6}}
+        **{
+            **bare.__dict__,
+            "network": "lenet5",
+            "preprocess": FULL,
+            "labels": ("a", "ü"),
+            "recipe": None,
+            "parity": {"max_abs": 1e-6},
+        }
     )
     about.stamp(model)
     onnx.save(model, path)
@@ -100,8 +107,10 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
         load_model(tmp_path / "b.onnx")
 
 
-@pytest.mark.parametrize(("key", "value"), [("preprocess", "{"), ("labels", "{}"), ("parity", "[]"), ("preprocess", "{}")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("preprocess", "{"), ("labels", "{}"), ("parity", "[]"), ("preprocess", "{}")]
+)
 def test_damaged_metadata_is_named(tmp_path: Path, key: str, value: str) -> None:
     path = conv_chain(tmp_path / "a.onnx", metadata={f"deploykit.{key}": value})
-    with pytest.raises(InputError, match="preprocess|labels|parity"):
+    with pytest.raises(InputError, match=r"preprocess|labels|parity"):
         Artifact.read(path)

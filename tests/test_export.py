@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import Trained
 from torch import nn
 
-from conftest import Trained
 from deploykit.artifact import Artifact
 from deploykit.errors import InputError, OutputError, ParityError, UnknownNameError
 from deploykit.export import ExportOptions, export_onnx
@@ -141,10 +141,17 @@ def test_two_outputs_and_a_dict(tmp_path: Path) -> None:
 
 def test_batch_norm_with_used_statistics_survives(tmp_path: Path) -> None:
     """Fresh BatchNorm is the identity and would hide a wrong fold (pytorch #166797)."""
-    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)
+    )
     norm = module[1]
     generator = torch.Generator().manual_seed(1)
-    for tensor, low, high in ((norm.running_mean, -1, 1), (norm.running_var, 0.2, 3), (norm.weight.data, -2, 2), (norm.bias.data, -1, 1)):
+    for tensor, low, high in (
+        (norm.running_mean, -1, 1),
+        (norm.running_var, 0.2, 3),
+        (norm.weight.data, -2, 2),
+        (norm.bias.data, -1, 1),
+    ):
         tensor.copy_(torch.rand(8, generator=generator) * (high - low) + low)
     artifact = export_onnx(module, tmp_path / "m.onnx", example=PICTURES)
     assert artifact.parity is not None and artifact.parity["max_abs"] < 1e-4
@@ -163,7 +170,12 @@ def test_sources(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert open_source(trained.folder / "checkpoint.safetensors").input_shape == (3, 28, 28)
     fresh = open_source("lenet5", num_classes=3, in_channels=3, options={"pooling": "average"})
     assert fresh.module(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
-    assert torch.equal(fresh.module(torch.ones(1, 3, 32, 32)), open_source("lenet5", num_classes=3, in_channels=3, options={"pooling": "average"}).module(torch.ones(1, 3, 32, 32)))
+    assert torch.equal(
+        fresh.module(torch.ones(1, 3, 32, 32)),
+        open_source("lenet5", num_classes=3, in_channels=3, options={"pooling": "average"}).module(
+            torch.ones(1, 3, 32, 32)
+        ),
+    )
     for text, error, says in (
         ("own_models:wrong", InputError, "returned int"),
         ("own_models:absent", InputError, "no 'absent'"),
@@ -177,7 +189,9 @@ def test_sources(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         example_inputs(open_source("own_models:tiny"), None)
 
 
-@pytest.mark.parametrize("bad", [{"opset": 11}, {"opset": 99}, {"atol": -1.0}, {"batch_sizes": ()}, {"batch_sizes": (0,)}])
+@pytest.mark.parametrize(
+    "bad", [{"opset": 11}, {"opset": 99}, {"atol": -1.0}, {"batch_sizes": ()}, {"batch_sizes": (0,)}]
+)
 def test_options_validate_themselves(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match="allowed"):
         ExportOptions(**bad)  # type: ignore[arg-type]

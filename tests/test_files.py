@@ -44,7 +44,10 @@ def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_existing_file_is_kept_without_overwrite(tmp_path: Path) -> None:
     target = write_text(tmp_path / "x", "old")
-    for attempt in (lambda: write_text(target, "new", overwrite=False), lambda: check_writable(target, overwrite=False)):
+    for attempt in (
+        lambda: write_text(target, "new", overwrite=False),
+        lambda: check_writable(target, overwrite=False),
+    ):
         with pytest.raises(OutputError, match="--overwrite"):
             attempt()
     assert target.read_text() == "old"

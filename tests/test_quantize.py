@@ -6,16 +6,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
 from conftest import Trained
+from onnx import TensorProto, helper, numpy_helper
+from tiny_onnx import conv_chain, relu, save_graph
+
 from deploykit import data
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, DeploykitError, InputError, ModelFileError, OutputError, UnknownNameError
 from deploykit.evaluate import Classifier
 from deploykit.files import sha256_file
 from deploykit.quantize import QuantizeOptions, quantize_onnx
-from tiny_onnx import conv_chain, relu, save_graph
 
 
 def test_int8_is_smaller_and_answers_alike(trained: Trained) -> None:

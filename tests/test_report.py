@@ -119,6 +119,7 @@ def test_markdown_has_a_table_and_footnotes(folder, tmp_path):
     assert cells[0][:5] == ["Model", "Precision", "Top-1", "Agreement", "Latency"]
     assert cells[2][:5] == ["lenet5.int8.onnx", "int8", "99.18 %", "99.86 %", "0.0522 ms"]
     assert cells[6][4] == "0.0251 ms ⚠<sup>1</sup>"
+    assert "All rows: mnist test, cpu, threads 1, batch 1" in text
     assert "<sup>1</sup> the runs spread by 14 %" in text
 
 
@@ -140,13 +141,9 @@ def test_page_shows_every_figure_with_its_unit(page):
     assert lenet5 == {
         "Model": "lenet5.int8.onnx",
         "Precision": "int8",
-        "Dataset": "mnist test",
         "Top-1": "99.18 %",
         "Top-5": "99.93 %",
         "Agreement": "99.86 %",
-        "Provider": "cpu",
-        "Threads": "1",
-        "Batch": "1",
         "Latency": "0.0522 ms",
         "p90": "0.0574 ms",
         "p99": "0.0731 ms",
@@ -178,6 +175,7 @@ def test_page_holds_charts_pictures_classes_and_environment(page):
     for said in (
         "wrong: is 0",
         "10 of these 12 right",
+        "all rows: mnist test, cpu, threads 1, batch 1",
         "Intel(R) Xeon(R) Platinum 8488C",
         "1.31.1",
         "6 model files · 3 networks · 19 records · mnist test",
@@ -317,6 +315,7 @@ def test_timings_of_two_machines_are_kept_apart(tmp_path):
     assert "Fastest" not in [headline.title for headline in headlines(collection.rows)]
     text = write_report([tmp_path], tmp_path / "r.html").read_text("utf-8")
     assert "mnist test, machine 2" in text
+    assert "threads 1, batch 1" in text
     assert "Cortex-A76" in text
 
 
@@ -415,7 +414,12 @@ def without_a_key(path):
     path.write_text(path.read_text("utf-8").replace('"dataset_digest"', '"other"'), "utf-8")
 
 
+def with_a_number_that_json_lacks(path):
+    path.write_text(path.read_text("utf-8").replace('"memory_bytes": 8000000000', '"memory_bytes": NaN'), "utf-8")
+
+
 FAULTS = [
+    (with_a_number_that_json_lacks, "it holds NaN, which JSON lacks"),
     (damaged, "is not JSON"),
     (of_another_version, "has schema 'deploykit.accuracy/7'; this deploykit reads"),
     (of_another_type, "'top1' is a str; expected a float"),

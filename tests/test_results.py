@@ -62,16 +62,33 @@ def test_documents_have_the_promised_keys() -> None:
     document = _bench().to_document()
     assert document["schema"] == "deploykit.timing/1"
     assert list(document)[:3] == ["schema", "deploykit", "environment"]
-    promised = "model model_sha256 precision provider nodes_by_provider threads batch latency_ms throughput_per_s load_ms"
+    promised = (
+        "model model_sha256 precision provider nodes_by_provider threads batch latency_ms throughput_per_s load_ms"
+    )
     assert set(promised.split()) <= set(document["results"][0])
-    assert set(_accuracy().to_document()) >= set("model dataset dataset_digest samples top1 top5 agreement provider".split())
+    assert set(_accuracy().to_document()) >= {
+        "model",
+        "dataset",
+        "dataset_digest",
+        "samples",
+        "top1",
+        "top5",
+        "agreement",
+        "provider",
+    }
 
 
 def test_not_a_number_becomes_null() -> None:
     text = json.dumps(Latency(*[float("nan")] * 8, 1).__dict__)
     assert "NaN" in text
     latency = _bench().results[0].latency_ms
-    bad = Bench(results=(Timing(**{**_bench().results[0].__dict__, "latency_ms": Latency(**{**latency.__dict__, "p99": float("inf")})}),))
+    bad = Bench(
+        results=(
+            Timing(
+                **{**_bench().results[0].__dict__, "latency_ms": Latency(**{**latency.__dict__, "p99": float("inf")})}
+            ),
+        )
+    )
     assert bad.to_document()["results"][0]["latency_ms"]["p99"] is None
 
 

@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
 from conftest import Trained
+
 from deploykit import data
 from deploykit.augment import AUGMENTATIONS, augmentation
 from deploykit.checkpoint import read_checkpoint
@@ -21,9 +22,9 @@ from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError, OutputError, UnknownNameError
 from deploykit.files import read_json, sha256_file
 from deploykit.results import Training, read_record
-from deploykit.train import train_network
+from deploykit.train import CHECKPOINT, train_network
 from deploykit.training_loop import _batches, _rate
-from deploykit.training_recipes import TrainOptions
+from deploykit.training_recipes import TrainOptions, recipe_for
 
 QUICK = TrainOptions(epochs=2, batch_size=64, augment="shapes", threads=1, device="cpu")
 
@@ -37,7 +38,11 @@ def test_learns_and_writes_what_it_promises(trained: Trained) -> None:
     record = trained.training
     assert record.test_top1 > 0.85  # nine classes; four epochs
     assert read_record(trained.folder / "train.json") == record
-    assert record.parameters == sum(t.numel() for n, t in read_checkpoint(trained.folder / "checkpoint.safetensors").tensors.items() if "running" not in n and "num_batches" not in n)
+    assert record.parameters == sum(
+        t.numel()
+        for n, t in read_checkpoint(trained.folder / "checkpoint.safetensors").tensors.items()
+        if "running" not in n and "num_batches" not in n
+    )
     assert record.checkpoint_sha256 == sha256_file(trained.folder / "checkpoint.safetensors")
     rows = list(csv.DictReader((trained.folder / "history.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
@@ -61,14 +66,16 @@ class _Stop(Exception):
 
 def test_resume_after_an_interruption_gives_the_same_bits(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     """Interrupted in the first, in a middle and in the last epoch, with dropout, BatchNorm and both optimizers."""
-    for network, optimizer in (("mnist-cnn", "adamw"), ("cifar-cnn", "sgd")):
-        options = replace(QUICK, epochs=3, optimizer=optimizer, learning_rate=0.01, batch_size=150)
+    small = small[0].take(150), small[1].take(30)
+    cases = (("mnist-cnn", "adamw", (1, 2, 3)), ("cifar-cnn", "sgd", (2,)))
+    for network, optimizer, stops in cases:
+        options = replace(QUICK, epochs=3, optimizer=optimizer, learning_rate=0.01, batch_size=50)
         straight = train_network(network, *small, tmp_path / network / "straight", options)
-        for stop_at in ("epoch 1/3", "epoch 2/3", "epoch 3/3"):
+        for stop_at in (f"epoch {epoch}/3" for epoch in stops):
             folder = tmp_path / network / stop_at.replace("/", "-")
 
             def interrupt(stage: str, done: int, total: int, note: str = "", at: str = stop_at) -> None:
-                if stage == at and done > 150:
+                if stage == at and done > 50:
                     raise _Stop
 
             with pytest.raises(_Stop):
@@ -78,30 +85,42 @@ def test_resume_after_an_interruption_gives_the_same_bits(small: tuple[Dataset, 
             assert [r["train_loss"] for r in resumed.history] == [r["train_loss"] for r in straight.history]
 
 
+def _kill_and_resume(folder: Path, epochs: int, kills: int) -> None:
+    """Kills a real training at random moments of its work; what the last one writes equals an undisturbed run's."""
+    options = recipe_for("shapes-color-shape").changed(epochs=epochs, threads=1)
+    splits = data.load("shapes", "train"), data.load("shapes", "test")
+    command = [sys.executable, "-m", "deploykit", "train", "color-shape-mlp", "--data", "shapes", "--resume"]
+    command += ["--threads", "1", "--epochs", str(epochs), "-o", str(folder / "killed")]
+    state, moments = folder / "killed" / "state.safetensors", random.Random(5)
+    for _ in range(kills):
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            os.sched_yield()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0.0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it came to its end before its moment: give it more epochs"
+    resumed = train_network("color-shape-mlp", *splits, folder / "killed", options, resume=True)
+    straight = train_network("color-shape-mlp", *splits, folder / "straight", options)
+    assert resumed.epochs == epochs == len(resumed.history)
+    assert sha256_file(folder / "killed" / CHECKPOINT) == straight.checkpoint_sha256
+    assert not [path for path in (folder / "killed").iterdir() if "partial" in path.name]
+
+
 def test_sigkill_and_resume(tmp_path: Path) -> None:
-    """A real process, killed at moments drawn from a seed; what the last one writes equals an undisturbed run's."""
-    command = [sys.executable, "-m", "deploykit", "train", "lenet1", "--data", "shapes", "--epochs", "3"]
-    command += ["--threads", "1", "--json", "-o"]
-    straight = subprocess.run([*command, tmp_path / "straight"], capture_output=True, check=True)
-    moments, killed = random.Random(5), 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            [*command, tmp_path / "killed", "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            process.wait(timeout=moments.uniform(3.0, 7.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.communicate()
-    done = subprocess.run([*command, tmp_path / "killed", "--resume"], capture_output=True, check=True)
-    first, second = json.loads(straight.stdout), json.loads(done.stdout)
-    assert killed >= 1
-    assert first["checkpoint_sha256"] == second["checkpoint_sha256"] == sha256_file(tmp_path / "killed" / "checkpoint.safetensors")
-    assert not [path for path in (tmp_path / "killed").iterdir() if "partial" in path.name]
+    _kill_and_resume(tmp_path, epochs=4, kills=1)
 
 
-def test_a_finished_training_is_not_repeated_and_not_overwritten(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_sigkills_and_resume(tmp_path: Path) -> None:
+    _kill_and_resume(tmp_path, epochs=40, kills=10)
+
+
+def test_a_finished_training_is_not_repeated_and_not_overwritten(
+    small: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
     first = train_network("lenet1", *small, tmp_path / "run", QUICK)
     with pytest.raises(OutputError, match=r"--resume or --overwrite"):
         train_network("lenet1", *small, tmp_path / "run", QUICK)
@@ -111,7 +130,9 @@ def test_a_finished_training_is_not_repeated_and_not_overwritten(small: tuple[Da
     assert Training.from_document(read_json(tmp_path / "run" / "train.json")) == other
 
 
-@pytest.mark.parametrize(("change", "says"), [({"seed": 7}, "option seed"), ({"epochs": 5}, "option epochs"), ({"threads": 2}, "threads")])
+@pytest.mark.parametrize(
+    ("change", "says"), [({"seed": 7}, "option seed"), ({"epochs": 5}, "option epochs"), ({"threads": 2}, "threads")]
+)
 def test_resuming_with_other_options_names_the_difference(
     small: tuple[Dataset, Dataset], tmp_path: Path, change: dict[str, int], says: str
 ) -> None:
@@ -179,7 +200,7 @@ def test_augmentation_keeps_shape_range_and_follows_the_seed(name: str) -> None:
         results.append(augmentation(name)(pictures))
     assert results[0].shape == pictures.shape
     assert results[0].dtype == torch.float32
-    assert 0.0 <= float(results[0].min()) and float(results[0].max()) <= 255.001
+    assert float(results[0].min()) >= 0.0 and float(results[0].max()) <= 255.001
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[1], results[2]) == (name == "none")
 

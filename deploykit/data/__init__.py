@@ -20,7 +20,10 @@ from deploykit.data.shapes import PER_CLASS, SIDE, TASKS, load_shapes, task_for_
 from deploykit.errors import DataError, InputError, UnknownNameError
 from deploykit.progress import Progress, silent
 
-__all__ = ["Dataset", "Pictures", "default_data_dir", "describe", "load", "names", "prepare"]
+__all__ = ["SHAPES_CLASSES", "Dataset", "Pictures", "default_data_dir", "describe", "load", "names", "prepare"]
+
+SHAPES_CLASSES = frozenset(len(task.labels) for task in TASKS.values())
+"""Class counts that name one of the tasks of ``shapes``."""
 
 _SPLITS = ("train", "test", "all")
 _IDX_SAMPLES = {"train": 60_000, "test": 10_000}

@@ -15,9 +15,9 @@ from deploykit.files import check_writable, write_text
 from deploykit.report.page import html_text
 from deploykit.report.reading import Collection, collect
 from deploykit.report.rows import Caveat, Row
-from deploykit.report.tables import csv_text, json_text, markdown_text, plain_row, report_document
+from deploykit.report.tables import csv_text, json_text, markdown_text, report_document
 
-__all__ = ["Caveat", "Collection", "Row", "collect", "plain_row", "report_document", "write_report"]
+__all__ = ["Caveat", "Collection", "Row", "collect", "report_document", "write_report"]
 
 _ENDINGS = (".html", ".md", ".csv", ".json")
 

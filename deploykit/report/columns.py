@@ -9,7 +9,7 @@ from typing import Any
 from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.rows import Row
 
-__all__ = ["COLUMNS", "Column", "present"]
+__all__ = ["COLUMNS", "Column", "present", "shared_setting"]
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,26 @@ COLUMNS = (
     Column("weight_bytes", "Weights", byte_text),
     Column("peak_activation_bytes", "Activations", byte_text, hint="Largest sum of live activations for one picture"),
 )
-_SAME_EVERYWHERE = ("dataset", "provider", "threads", "batch")
+_SETTING = ("dataset", "provider", "threads", "batch")
 
 
 def present(rows: Sequence[Row], *, brief: bool = False) -> tuple[Column, ...]:
-    """The columns that say something: at least one row has a value.
-
-    A ``brief`` table also leaves out the setting's columns where all rows have the same.
-    """
-    columns = [
+    """The columns that say something: a row has a value, and a setting's columns only where the rows differ."""
+    alike = {key for key in _SETTING if len({getattr(row, key) for row in rows}) == 1}
+    return tuple(
         column
         for column in COLUMNS
-        if (column.brief or not brief) and any(getattr(row, column.key) is not None for row in rows)
-    ]
-    if brief:
-        alike = {key for key in _SAME_EVERYWHERE if len({getattr(row, key) for row in rows}) == 1}
-        columns = [column for column in columns if column.key not in alike]
-    return tuple(columns)
+        if (column.brief or not brief)
+        and column.key not in alike
+        and any(getattr(row, column.key) is not None for row in rows)
+    )
+
+
+def shared_setting(rows: Sequence[Row]) -> str:
+    """What all rows have in common and no column says: ``mnist test, cpu, threads 1, batch 1``."""
+    parts = []
+    for key in _SETTING:
+        values = {getattr(row, key) for row in rows}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            parts.append(f"{key} {value}" if key in ("threads", "batch") else str(value))
+    return ", ".join(parts)

@@ -12,7 +12,7 @@ from typing import Any
 from deploykit import __version__, charts
 from deploykit.chart_style import THEMES, network_colors, precision_shapes
 from deploykit.errors import MissingDependencyError
-from deploykit.report.columns import Column, present
+from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row, dataset_label
@@ -79,6 +79,7 @@ def html_text(collection: Collection, title: str) -> str:
         "groups": _groups(collection.rows, drawings),
         "columns": present(collection.rows),
         "rows": _table(collection.rows),
+        "setting": shared_setting(collection.rows),
         "any_notes": any(row.warnings for row in collection.rows),
         "trainings": [_training(item, drawings) for item in collection.trainings[:_MAX_CURVES]],
         "galleries": _galleries(collection),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,11 @@ class Row:
     machine: int = 0
     sha256: str | None = None
     parent_sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON has them, warnings as texts."""
+        body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return body | {"warnings": [str(warning) for warning in self.warnings]}
 
     def caveats(self, about: str) -> list[str]:
         """The warnings that spoil one kind of figure."""

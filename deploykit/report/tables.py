@@ -11,12 +11,12 @@ from typing import Any
 
 from deploykit import __version__
 from deploykit.files import dump_json
-from deploykit.report.columns import Column, present
+from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import sentences
 
-__all__ = ["csv_text", "json_text", "markdown_text", "plain_row", "report_document"]
+__all__ = ["csv_text", "json_text", "markdown_text", "report_document"]
 
 SCHEMA = "deploykit.report/1"
 
@@ -28,7 +28,8 @@ def markdown_text(collection: Collection, title: str) -> str:
         parts.append("\n".join(f"- {_cell(sentence)}" for sentence in said))
     notes: dict[str, int] = {}
     if collection.rows:
-        parts.append(_table(collection.rows, notes))
+        setting = shared_setting(collection.rows)
+        parts += ([f"All rows: {_cell(setting)}"] if setting else []) + [_table(collection.rows, notes)]
     if collection.trainings:
         parts.append(_trainings(collection))
     if notes:
@@ -70,12 +71,6 @@ def _trainings(collection: Collection) -> str:
     return "\n".join(lines)
 
 
-def plain_row(row: Row) -> dict[str, Any]:
-    """A row as JSON values, its warnings as texts."""
-    body = {item.name: getattr(row, item.name) for item in dataclasses.fields(row)}
-    return body | {"warnings": [str(warning) for warning in row.warnings]}
-
-
 def csv_text(collection: Collection) -> str:
     """One line a row, all fields, plain numbers in the record's units; warnings joined by ``; ``."""
     text = io.StringIO()
@@ -83,7 +78,7 @@ def csv_text(collection: Collection) -> str:
     names = [item.name for item in dataclasses.fields(Row)]
     writer.writerow(names)
     for row in collection.rows:
-        values = plain_row(row)
+        values = row.to_json()
         values["warnings"] = "; ".join(values["warnings"])
         values["stable"] = "" if row.stable is None else str(row.stable).lower()
         writer.writerow(["" if values[name] is None else values[name] for name in names])
@@ -98,7 +93,7 @@ def report_document(collection: Collection, title: str) -> dict[str, Any]:
         "environment": _common(collection.environments),
         "title": title,
         "summary": sentences(collection.rows),
-        "rows": [plain_row(row) for row in collection.rows],
+        "rows": [row.to_json() for row in collection.rows],
         "trainings": [_training(collection, index) for index in range(len(collection.trainings))],
         "environments": [dict(environment) for environment in collection.environments],
         "warnings": list(collection.warnings),
