@@ -147,6 +147,12 @@ class ModelCard:
     parent_sha256: str | None = None
     training: Mapping[str, Any] | None = None
 
+    def artifact(self, **made: Any) -> Artifact:
+        """The artifact of a model that is not a file yet; ``made`` are fields of ``Artifact``."""
+        known = {item.name: getattr(self, item.name) for item in fields(self)}
+        nowhere = {"path": Path(), "sha256": "", "file_bytes": 0, "inputs": (), "outputs": ()}
+        return Artifact(**{**nowhere, "opset": 0, "ir_version": 0, **known, **made})
+
 
 @dataclass(frozen=True)
 class Artifact:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Calibration:
         name: Where they come from.
         digest: Identity of the samples, None for arrays.
         warnings: What makes the ranges doubtful.
+        preprocess: How the pictures were prepared, None for arrays.
     """
 
     inputs: NDArray[Any]
     name: str
     digest: str | None
     warnings: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
 
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
         """Slices of ``size`` samples, the last one shorter."""
@@ -62,7 +64,8 @@ def calibration_from_dataset(
     if missing:
         some = ", ".join(data.labels[index] for index in missing[:5])
         warnings.append(f"{len(missing)} of {len(data.labels)} classes have no calibration sample: {some}")
-    return _checked(artifact, inputs, f"{data.name}/{data.split}", chosen.digest, warnings)
+    checked = _checked(artifact, inputs, f"{data.name}/{data.split}", chosen.digest, warnings)
+    return replace(checked, preprocess=wanted)
 
 
 def calibration_from_arrays(

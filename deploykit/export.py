@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from deploykit import __version__
 from deploykit.artifact import Artifact, ModelCard
+from deploykit.checkpoint import check_finite
 from deploykit.errors import InputError, MissingDependencyError, ParityError
 from deploykit.files import atomic_path, check_writable
 from deploykit.runtime import create_session
@@ -86,13 +87,14 @@ def export_onnx(
 
     Raises:
         ParityError: The outputs differ beyond the tolerance, or the batch axis became a constant; nothing is written.
-        InputError: The module fails on the example, gives NaN, or cannot be exported.
+        InputError: The module has NaN weights, fails on the example, gives NaN, or cannot be exported.
         OutputError: ``output`` exists or cannot be written.
     """
     torch = _torch()
     options, card, target = options or ExportOptions(), card or ModelCard(task=None), Path(output)
     check_writable(target, overwrite=overwrite)
-    inputs = torch.as_tensor(np.asarray(example) if not torch.is_tensor(example) else example).cpu()
+    inputs = torch.as_tensor(example).to(_device(module))
+    check_finite(module.state_dict(), "the module")
     if inputs.ndim < 2 or not len(inputs):
         raise InputError(f"example of shape {tuple(inputs.shape)}; expected a batch (N, …) of one or more inputs")
     batches = _batches(inputs, options.batch_sizes)
@@ -104,21 +106,8 @@ def export_onnx(
         trial = Path(folder) / "trial.onnx"
         _save(model, trial)
         session = create_session(trial)
-        parity = _parity(expected, [session.run(batch.numpy()) for batch in batches], options)
-    artifact = Artifact(
-        **{name: getattr(card, name) for name in card.__dataclass_fields__},
-        path=target,
-        sha256="",
-        file_bytes=0,
-        inputs=(),
-        outputs=(),
-        opset=options.opset,
-        ir_version=model.ir_version,
-        version=__version__,
-        precision="fp32",
-        parity=parity | {"pictures": pictures},
-    )
-    artifact.stamp(model)
+        parity = _parity(expected, [session.run(batch.cpu().numpy()) for batch in batches], options)
+    card.artifact(version=__version__, precision="fp32", parity=parity | {"pictures": pictures}).stamp(model)
     _write(model, target, overwrite=overwrite)
     return Artifact.read(target)
 
@@ -133,6 +122,12 @@ def _torch() -> Any:
     except ImportError as problem:
         raise MissingDependencyError("onnxscript", "torch", "exporting a module") from problem
     return torch
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    import torch
+
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 @contextmanager
@@ -176,7 +171,7 @@ def _forward(module: torch.nn.Module, batch: torch.Tensor) -> list[NDArray[Any]]
         )
     if not all(torch.isfinite(item).all() for item in outputs if item.is_floating_point()):
         raise InputError("the module gives NaN or infinite outputs on real pictures; its weights cannot be exported")
-    return [item.numpy() for item in outputs]
+    return [item.cpu().numpy() for item in outputs]
 
 
 def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions, *, outputs: int) -> onnx.ModelProto:

@@ -135,42 +135,47 @@ def quantize_onnx(
     source = load_model(model)
     parent = Artifact.of_model(source, Path(model))
     _check_quantizable(source, parent)
-    if isinstance(calibration, Dataset):
-        samples = calibration_from_dataset(
-            parent, calibration, samples=options.samples, seed=options.seed, preprocess=preprocess
-        )
-    else:
-        samples = calibration_from_arrays(parent, calibration)
+    samples = _samples(parent, calibration, options, preprocess)
     quantized = _quantize(source, parent, samples, chosen, options, progress)
-    wanted = preprocess if isinstance(preprocess, Preprocess) else parent.preprocess
-    replace(
-        parent,
-        version=__version__,
-        precision="int8",
-        recipe=chosen.name,
-        parent_sha256=parent.sha256,
-        preprocess=wanted,
-        parity=None,
-    ).stamp(quantized)
+    child = replace(parent, version=__version__, precision="int8", recipe=chosen.name, parity=None)
+    replace(child, parent_sha256=parent.sha256, preprocess=samples.preprocess or parent.preprocess).stamp(quantized)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
         difference = _compare(Path(model), aside, samples)
-    written = Artifact.read(target)
+    return _record(parent, Artifact.read(target), samples, difference, time.perf_counter() - start)
+
+
+def _samples(
+    parent: Artifact,
+    calibration: Dataset | Iterable[NDArray[Any]],
+    options: QuantizeOptions,
+    preprocess: Preprocess | str | None,
+) -> Calibration:
+    if not isinstance(calibration, Dataset):
+        return calibration_from_arrays(parent, calibration)
+    return calibration_from_dataset(
+        parent, calibration, samples=options.samples, seed=options.seed, preprocess=preprocess
+    )
+
+
+def _record(
+    parent: Artifact, child: Artifact, samples: Calibration, difference: dict[str, Any], seconds: float
+) -> Quantization:
     return Quantization(
         deploykit=__version__,
         environment=environment.describe(),
-        model=target.name,
-        model_sha256=written.sha256,
-        parent=Path(model).name,
+        model=child.path.name,
+        model_sha256=child.sha256,
+        parent=parent.path.name,
         parent_sha256=parent.sha256,
-        recipe=chosen.name,
+        recipe=str(child.recipe),
         calibration=samples.name,
         calibration_digest=samples.digest,
         calibration_samples=len(samples.inputs),
-        file_bytes=written.file_bytes,
+        file_bytes=child.file_bytes,
         parent_bytes=parent.file_bytes,
         compared_samples=len(samples.inputs),
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(seconds, 3),
         warnings=samples.warnings,
         **difference,
     )
