@@ -36,10 +36,11 @@ def main() -> None:
             record = evaluate_onnx(path, test, reference=given.model)
             pictures = test.pictures(np.arange(min(len(test), 2000)))
             fast, plain = (Classifier.open(path, optimize=how).predict(pictures) for how in (True, False))
+            same = (fast.argmax(1) == plain.argmax(1)).mean()
             print(
                 f"{recipe}: top-1 {100 * record.top1:.2f} %, agreement with fp32 {100 * (record.agreement or 0):.2f} %,"
                 f" largest difference from the unoptimised session {np.abs(fast - plain).max():.3g}"
-                f" of logits up to {np.abs(plain).max():.3g}, same top-1 {100 * (fast.argmax(1) == plain.argmax(1)).mean():.2f} %"
+                f" of logits up to {np.abs(plain).max():.3g}, same top-1 {100 * same:.2f} %"
             )
 
 

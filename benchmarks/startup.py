@@ -25,7 +25,7 @@ def main() -> None:
             subprocess.run([script, *arguments], check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - start)
         print(
-            f"deploykit {arguments[0]}: median {statistics.median(times):.3f} s, best {min(times):.3f} s, bound {bound} s"
+            f"deploykit {arguments[0]}: median {statistics.median(times):.3f} s, best {min(times):.3f} s, bound {bound}"
         )
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ import numpy as np
 
 from deploykit import environment
 from deploykit.artifact import TensorSpec
-from deploykit.errors import DeploykitError, InputError, ModelFileError, ProviderError, UnknownNameError
+from deploykit.errors import InputError, ModelFileError, ProviderError, UnknownNameError
+from deploykit.runtime_errors import failures, mapped, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,6 @@ _FIX = {
 }
 _DTYPES = {"float": "float32", "double": "float64"}
 _LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
-_MESSAGE_CHARACTERS = 300
 
 
 def provider_names() -> list[str]:
@@ -97,7 +97,7 @@ class Session:
             ProviderError: The provider, which is not the CPU, fails while it runs.
         """
         named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
-        with _mapped("cannot run the model", self.provider):
+        with mapped("cannot run the model", self.provider, _FIX.get(self.provider, "")):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
 
@@ -209,13 +209,13 @@ def _start(source: str | bytes, provider: str, options: Any, threads: int, allow
             arguments = {}
         elif provider != "cpu":
             arguments = {"providers": [(_listed(provider), _provider_options(provider, threads)), PROVIDERS["cpu"]]}
-        with _mapped(f"cannot load {what}", provider):
+        with mapped(f"cannot load {what}", provider, _FIX.get(provider, "")):
             # Without enable_fallback=0 onnxruntime prints to stdout and quietly starts on the CPU.
             return _runtime().InferenceSession(source, options, enable_fallback=0, **arguments)
     except ProviderError:
         if not allow_fallback:
             raise
-    with _mapped(f"cannot load {what}", "cpu"):
+    with mapped(f"cannot load {what}", "cpu", ""):
         return _runtime().InferenceSession(source, options, enable_fallback=0, providers=[PROVIDERS["cpu"]])
 
 
@@ -249,7 +249,7 @@ def _add_plugin(provider: str, options: Any, threads: int) -> None:
     if not _plugin_installed(provider):
         raise ProviderError(f"provider {provider!r} is not installed; {_FIX[provider]}")
     if not any(device.ep_name == long for device in runtime.get_ep_devices()):
-        with contextlib.suppress(_failures().Fail):  # registered already, in a process where it has no device
+        with contextlib.suppress(failures().Fail):  # registered already, in a process where it has no device
             runtime.register_execution_provider_library(long, import_module(_PLUGINS[provider]).get_library_path())
     found = [device for device in runtime.get_ep_devices() if device.ep_name == long]
     devices = [device for device in found if device.device.type == runtime.OrtHardwareDeviceType.CPU]
@@ -260,7 +260,7 @@ def _add_plugin(provider: str, options: Any, threads: int) -> None:
         )
     # OpenVINO passes over other spellings of the thread option with no more than a warning.
     load_config = json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})
-    with _mapped(f"provider {provider!r} cannot start", provider):
+    with mapped(f"provider {provider!r} cannot start", provider, _FIX.get(provider, "")):
         options.add_provider_for_devices(devices, {"load_config": load_config})
 
 
@@ -305,49 +305,8 @@ def _library_problem(provider: str) -> str | None:
     try:
         ctypes.CDLL(str(library))
     except OSError as problem:
-        return _one_line(problem)
+        return one_line(problem)
     return None
-
-
-def _failures() -> Any:
-    from onnxruntime.capi import onnxruntime_pybind11_state
-
-    return onnxruntime_pybind11_state
-
-
-@contextlib.contextmanager
-def _mapped(what: str, provider: str) -> Iterator[None]:
-    """Turns ONNX Runtime's exceptions into ours; ``what`` begins the message."""
-    failures = _failures()
-    of_the_call = (failures.InvalidArgument, ValueError)
-    of_the_file = (
-        failures.InvalidProtobuf,
-        failures.InvalidGraph,
-        failures.NoSuchFile,
-        failures.NotImplemented,
-        failures.NoModel,
-        failures.ModelRequiresCompilation,
-    )
-    of_either = (failures.Fail, failures.RuntimeException, failures.EPFail, failures.EngineError, failures.NotFound)
-    try:
-        yield
-    except of_the_file as problem:
-        raise ModelFileError(f"{what}: {_one_line(problem)}") from problem
-    except of_the_call as problem:
-        kind: type[DeploykitError] = InputError if what.startswith("cannot run") else ModelFileError
-        raise kind(f"{what}: {_one_line(problem)}") from problem
-    except (*of_either, RuntimeError) as problem:
-        if provider == "cpu":
-            raise ModelFileError(f"{what}: {_one_line(problem)}") from problem
-        raise ProviderError(f"{what} on {provider!r}: {_one_line(problem)}; {_FIX[provider]}") from problem
-
-
-def _one_line(problem: BaseException) -> str:
-    """The message without ONNX Runtime's error code and source position, on one line of bounded length."""
-    text = " ".join(str(problem).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
-    text = re.sub(r"/onnxruntime_src/\S+ (?:[^()]*\([^()]*\)(?: const)? )?", "", text)
-    return text if len(text) <= _MESSAGE_CHARACTERS else text[: _MESSAGE_CHARACTERS - 1] + "…"
 
 
 def _tensor(value: Any) -> TensorSpec:

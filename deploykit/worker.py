@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from deploykit import errors
+from deploykit import errors, process_memory
 from deploykit.errors import DeploykitError, InputError, ProviderError
 
 if TYPE_CHECKING:
@@ -188,11 +188,11 @@ class _Served:
         self.feeds = _make_feeds(feeds, seed)
         gc.collect()
         gc.disable()  # a collection inside a timed run would be charged to the model
-        self.peak_before = _peak_bytes()
-        _reset_peak()
-        self.resident_before = _resident_bytes()
+        self.peak_before = process_memory.peak_bytes()
+        process_memory.reset_peak()
+        self.resident_before = process_memory.resident_bytes()
         self.session = runtime.create_session(model, **options)
-        after_load = _resident_bytes()
+        after_load = process_memory.resident_bytes()
         began = time.perf_counter_ns()
         self.session.run(self.feeds)
         first_run_ms = (time.perf_counter_ns() - began) / 1e6
@@ -234,7 +234,7 @@ class _Served:
 
     def memory(self) -> dict[str, Any]:
         """Peak bytes since before the session was made, less what was resident then, and of the whole process."""
-        peak = _peak_bytes()
+        peak = process_memory.peak_bytes()
         return {"peak_bytes": max(0, peak - self.resident_before), "process_peak_bytes": max(peak, self.peak_before)}
 
     def providers(self) -> dict[str, Any]:
@@ -290,48 +290,6 @@ def _make_feeds(feeds: list[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         else:
             made[feed["name"]] = np.zeros(shape, dtype)
     return made
-
-
-def _status_bytes(key: str) -> int | None:
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:  # not Linux
-        return None
-    for line in text.splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def _resident_bytes() -> int:
-    resident = _status_bytes("VmRSS")
-    if resident is None:
-        import psutil
-
-        resident = int(psutil.Process().memory_info().rss)
-    return resident
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory since the last reset where the system can reset it, otherwise since the start."""
-    peak = _status_bytes("VmHWM")
-    if peak is not None:
-        return peak
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _reset_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
-    except OSError:  # not Linux, or not permitted: the peak then counts from the process's start
-        return
 
 
 def _serve() -> None:
