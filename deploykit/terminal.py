@@ -13,17 +13,7 @@ from deploykit.progress import Progress, silent
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = [
-    "count",
-    "fraction",
-    "milliseconds",
-    "note",
-    "print_json",
-    "print_line",
-    "print_table",
-    "progress_bar",
-    "size",
-]
+__all__ = ["count", "note", "print_json", "print_line", "print_table", "progress_bar"]
 
 
 def print_line(text: str = "") -> None:
@@ -93,26 +83,6 @@ class _Bar:
         self._bars.update(self._task, completed=done, total=total or None, note=note)
 
 
-def size(value: int | None) -> str:
-    """Bytes for people, in powers of 1,000 as app stores count: 61.7 kB."""
-    if value is None:
-        return "–"
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= power:
-            return f"{value / power:.1f} {unit}"
-    return f"{value} B"
-
-
 def count(value: int | None) -> str:
     """A whole number with separators."""
     return "–" if value is None else f"{value:,}"
-
-
-def fraction(value: float | None) -> str:
-    """A fraction as a percentage with two digits."""
-    return "–" if value is None else f"{100.0 * value:.2f} %"
-
-
-def milliseconds(value: float | None) -> str:
-    """Milliseconds with three significant digits."""
-    return "–" if value is None else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"

@@ -24,9 +24,9 @@ from synthetic_records import (
 
 from deploykit.charts import chart_library
 from deploykit.errors import InputError, OutputError
+from deploykit.figures import byte_text, count_text, millisecond_text, percent_text, ratio_text
 from deploykit.files import write_json
 from deploykit.report import Collection, Row, collect, write_report
-from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, ratio_text
 from deploykit.report.summary import headlines, pairs, sentences
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, Threads
-from deploykit.terminal import fraction, milliseconds, note, print_json, print_line, print_table, progress_bar, size
+from deploykit.figures import byte_text, millisecond_text, percent_text
+from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from deploykit.pipeline import PipelineResult
@@ -65,11 +66,11 @@ def _print_result(result: PipelineResult, as_json: bool) -> None:
         (
             row.name,
             row.precision,
-            fraction(row.top1),
-            fraction(row.agreement),
-            size(row.file_bytes),
-            milliseconds(row.latency_ms),
-            size(row.peak_bytes),
+            percent_text(row.top1),
+            percent_text(row.agreement),
+            byte_text(row.file_bytes),
+            millisecond_text(row.latency_ms),
+            byte_text(row.peak_bytes),
         )
         for row in result.rows
     ]

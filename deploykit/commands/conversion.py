@@ -21,7 +21,8 @@ from deploykit.commands.options import (
     parse_preprocess,
     parse_shape,
 )
-from deploykit.terminal import fraction, note, print_json, print_line, progress_bar, size
+from deploykit.figures import byte_text, percent_text
+from deploykit.terminal import note, print_json, print_line, progress_bar
 
 __all__ = ["export", "quantize"]
 
@@ -71,7 +72,7 @@ def export(
         return
     parity = artifact.parity or {}
     print_line(
-        f"{output}: {size(artifact.file_bytes)}, opset {artifact.opset}; equals PyTorch within"
+        f"{output}: {byte_text(artifact.file_bytes)}, opset {artifact.opset}; equals PyTorch within"
         f" {parity['max_abs']:.2g} on {parity['samples']} pictures of {parity['pictures']}"
     )
 
@@ -117,7 +118,8 @@ def quantize(
     if as_json:
         print_json(record.to_document())
         return
+    ratio = record.file_bytes / record.parent_bytes
     print_line(
-        f"{output}: {size(record.file_bytes)}, {record.file_bytes / record.parent_bytes:.2f} of the float file; same"
-        f" top-1 on {fraction(record.agreement)} of {record.compared_samples} calibration samples"
+        f"{output}: {byte_text(record.file_bytes)}, {ratio:.2f} of the float file; same"
+        f" top-1 on {percent_text(record.agreement)} of {record.compared_samples} calibration samples"
     )

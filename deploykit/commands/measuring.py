@@ -18,7 +18,8 @@ from deploykit.commands.options import (
     load_for_model,
     parse_preprocess,
 )
-from deploykit.terminal import fraction, milliseconds, note, print_json, print_line, print_table, progress_bar, size
+from deploykit.figures import byte_text, millisecond_text, percent_text
+from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 __all__ = ["bench", "evaluate", "report"]
 
@@ -65,11 +66,13 @@ def evaluate(
     if as_json:
         print_json(record.to_document())
         return
-    print_line(f"top-1      {fraction(record.top1)} of {record.samples} pictures of {record.dataset}/{record.split}")
-    print_line(f"top-5      {fraction(record.top5)}")
+    print_line(
+        f"top-1      {percent_text(record.top1)} of {record.samples} pictures of {record.dataset}/{record.split}"
+    )
+    print_line(f"top-5      {percent_text(record.top5)}")
     if record.agreement is not None:
-        print_line(f"agreement  {fraction(record.agreement)} with {record.reference}")
-    print_table(("class", "accuracy"), [(name, fraction(value)) for name, value in record.per_class.items()])
+        print_line(f"agreement  {percent_text(record.agreement)} with {record.reference}")
+    print_table(("class", "accuracy"), [(name, percent_text(value)) for name, value in record.per_class.items()])
 
 
 def bench(
@@ -111,14 +114,14 @@ def bench(
             timing.model,
             timing.precision,
             f"{timing.provider} ×{timing.threads}",
-            milliseconds(timing.latency_ms.median) + ("" if timing.stable else " !"),
+            millisecond_text(timing.latency_ms.median) + ("" if timing.stable else " !"),
             f"{timing.latency_ms.ci_low:.3g}–{timing.latency_ms.ci_high:.3g}",
-            milliseconds(timing.latency_ms.p90),
-            milliseconds(timing.latency_ms.p99),
-            milliseconds(timing.load_ms),
-            milliseconds(timing.first_run_ms),
-            size(timing.memory.peak_bytes),
-            size(timing.file_bytes),
+            millisecond_text(timing.latency_ms.p90),
+            millisecond_text(timing.latency_ms.p99),
+            millisecond_text(timing.load_ms),
+            millisecond_text(timing.first_run_ms),
+            byte_text(timing.memory.peak_bytes),
+            byte_text(timing.file_bytes),
         )
         for timing in record.results
     ]

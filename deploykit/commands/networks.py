@@ -18,7 +18,8 @@ from deploykit.commands.options import (
     parse_network_options,
     parse_shape,
 )
-from deploykit.terminal import count, note, print_json, print_line, print_table, size
+from deploykit.figures import byte_text
+from deploykit.terminal import count, note, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from deploykit.results import Profile
@@ -115,10 +116,10 @@ def _print_profile(profile: Profile, layers: bool) -> None:
         ("parameters", count(profile.parameters)),
         ("connections", count(profile.connections)),
         ("MACs", count(profile.macs)),
-        ("weights", size(profile.weight_bytes)),
-        ("file", size(profile.file_bytes)),
-        ("download (deflate)", size(profile.download_bytes)),
-        ("peak activations", size(profile.peak_activation_bytes)),
+        ("weights", byte_text(profile.weight_bytes)),
+        ("file", byte_text(profile.file_bytes)),
+        ("download (deflate)", byte_text(profile.download_bytes)),
+        ("peak activations", byte_text(profile.peak_activation_bytes)),
         ("precision", profile.precision),
         ("operators", operators),
         ("opset", str(profile.opset) if profile.opset else "–"),

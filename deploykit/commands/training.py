@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
-from deploykit.terminal import fraction, note, print_json, print_line, progress_bar
+from deploykit.figures import percent_text
+from deploykit.terminal import note, print_json, print_line, progress_bar
 
 __all__ = ["train"]
 
@@ -77,7 +78,7 @@ def train(
         print_json(record.to_document())
         return
     print_line(
-        f"{network} on {record.dataset}: test accuracy {fraction(record.test_top1)} after {record.epochs} epochs,"
+        f"{network} on {record.dataset}: test accuracy {percent_text(record.test_top1)} after {record.epochs} epochs,"
         f" {record.seconds:.0f} s, {record.images_per_s:,.0f} pictures/s on {record.device}"
     )
     print_line(f"{output / record.checkpoint}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, plain_text
+from deploykit.figures import byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.rows import Row
 
 __all__ = ["COLUMNS", "Column", "present", "shared_setting"]

@@ -12,8 +12,8 @@ from typing import Any
 from deploykit import __version__, charts
 from deploykit.chart_style import THEMES, network_colors, precision_shapes
 from deploykit.errors import MissingDependencyError
+from deploykit.figures import byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.columns import Column, present, shared_setting
-from deploykit.report.numbers import byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row, dataset_label
 from deploykit.report.summary import headlines, label_of, sentences, setting_text

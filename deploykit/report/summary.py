@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploykit.report.numbers import byte_text, millisecond_text, percent_text, ratio_text
+from deploykit.figures import byte_text, millisecond_text, percent_text, ratio_text
 from deploykit.report.rows import Row
 
 __all__ = ["Headline", "headlines", "pairs", "sentences"]
