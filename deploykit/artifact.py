@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,14 @@ from deploykit.files import sha256_file
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "load_model"]
+__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "load_model", "repeated"]
 
 _PREFIX = "deploykit."
 _LAYOUTS = ("NCHW", "NHWC")
 _CHANNELS = {"L": 1, "RGB": 3, "BGR": 3}
 _DTYPES = ("float32", "float16", "uint8")
+_IMAGE_KEYS = ("Image.BitmapPixelFormat", "Image.ColorSpaceGamma", "Image.NominalPixelRange")
+_PIXEL_RANGES = {(0.0, 255.0): "NominalRange_0_255", (0.0, 1.0): "Normalized_0_1", (-1.0, 1.0): "Normalized_1_1"}
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,13 @@ class Artifact:
     def stamp(self, model: onnx.ModelProto) -> None:
         """Puts ``metadata()`` into ``model``, keeping the keys of other tools.
 
-        Stale values go: every ``deploykit.*`` key of the model is replaced.
+        Stale values go: every ``deploykit.*`` key of the model is replaced, and so are the ``Image.*`` ones that
+        follow from the preprocessing.
         """
-        kept = {prop.key: prop.value for prop in model.metadata_props if not prop.key.startswith(_PREFIX)}
+        before = {prop.key: prop.value for prop in model.metadata_props}
+        # Image.* keys are another tool's unless a preprocessing of ours goes with them, now or before.
+        ours = _IMAGE_KEYS if self.preprocess or f"{_PREFIX}preprocess" in before else ()
+        kept = {key: text for key, text in before.items() if not key.startswith(_PREFIX) and key not in ours}
         del model.metadata_props[:]
         for key, value in (kept | self.metadata()).items():
             model.metadata_props.add(key=key, value=value)
@@ -242,8 +248,11 @@ def _image_metadata(preprocess: Preprocess | None) -> dict[str, str]:
     if preprocess is None:
         return {}
     pixel_format = {"L": "Gray8", "RGB": "Rgb8", "BGR": "Bgr8"}[preprocess.channels]
-    plain = set(preprocess.mean) == {0.0} and set(preprocess.std) == {1.0}
-    pixel_range = {1.0: "NominalRange_0_255", 1.0 / 255.0: "Normalized_0_1"}.get(preprocess.scale) if plain else None
+    ends = {
+        (round(-mean / std, 6), round((255.0 * preprocess.scale - mean) / std, 6))
+        for mean, std in zip(preprocess.mean, preprocess.std, strict=True)
+    }
+    pixel_range = _PIXEL_RANGES.get(ends.pop()) if len(ends) == 1 else None
     values = {"Image.BitmapPixelFormat": pixel_format, "Image.ColorSpaceGamma": "SRGB"}
     return values | ({"Image.NominalPixelRange": pixel_range} if pixel_range else {})
 
@@ -268,7 +277,21 @@ def _structured(key: str, text: str, path: Path) -> Any:
     expected = list if key == "labels" else dict
     if not isinstance(value, expected):
         raise ModelFileError(f"{path}: metadata {_PREFIX}{key} is not a JSON {expected.__name__}")
-    return tuple(str(item) for item in value) if key == "labels" else value
+    return _labels(value, path) if key == "labels" else value
+
+
+def _labels(value: Iterable[Any], path: Path) -> tuple[str, ...]:
+    labels = tuple(str(item) for item in value)
+    if twice := repeated(labels):
+        raise ModelFileError(
+            f"{path}: metadata {_PREFIX}labels has {twice!r} more than once; each class needs its name"
+        )
+    return labels
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """The first name that stands more than once among ``names``, None when all differ."""
+    return next((name for index, name in enumerate(names) if name in names[:index]), None) if names else None
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:

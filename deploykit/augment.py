@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deploykit.errors import UnknownNameError
+from deploykit.training_recipes import AUGMENTATION_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +43,9 @@ def _digits(pictures: torch.Tensor) -> torch.Tensor:
 
     images = pictures.float()
     count, _, height, width = images.shape
-    matrices = _affine(count, degrees=12.0, scale=0.15, shear=0.15, shift=0.10, like=images)
+    matrices = _affine(count, degrees=10.0, scale=0.10, shear=0.10, shift=0.05, like=images)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (N, H, W, 2)
-    coarse = torch.randn(count, 2, 6, 6, device=images.device) * 0.045
+    coarse = torch.randn(count, 2, 6, 6, device=images.device) * 0.035
     field = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)  # (N, 2, H, W)
     return F.grid_sample(images, grid + field.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False)
 
@@ -97,9 +98,6 @@ def _shapes(pictures: torch.Tensor) -> torch.Tensor:
     return _shifted(pictures, flip_rows=True)
 
 
-AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": _plain,
-    "digits": _digits,
-    "photos": _photos,
-    "shapes": _shapes,
-}
+AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = dict(
+    zip(AUGMENTATION_NAMES, (_plain, _digits, _photos, _shapes), strict=True)
+)

@@ -8,28 +8,24 @@ A B B A against drift; repetitions of processes: Kalibera & Jones 2013). What ma
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploykit import environment, stats
 from deploykit.artifact import Artifact, load_model
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.feeds import feeds_of, parse_shapes
+from deploykit.graph.precision import precision_of
 from deploykit.progress import Progress, silent
 from deploykit.results import Bench, Latency, Memory, Timing
 from deploykit.runtime import PROVIDERS
 from deploykit.worker import Worker
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["BenchOptions", "bench_onnx", "parse_shapes"]
 
@@ -43,9 +39,6 @@ _MAX_SPREAD = 0.10  # robust coefficient of variation
 _MAX_DRIFT = 0.05  # second half against the first
 _MAX_OTHERS = 0.10  # processor time of other processes, as a fraction of the machine
 _MIN_SAMPLES = 20  # below, the 99th percentile and the interval mean little
-
-_FLOATS = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}  # TensorProto.DataType -> precision
-_QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -333,18 +326,5 @@ def _busy_seconds() -> tuple[float, float]:
 def _contestant(path: Path, options: BenchOptions) -> _Contestant:
     model = load_model(path)
     artifact = Artifact.of_model(model, path)
-    precision = artifact.precision or _precision(model)
     feeds = feeds_of(artifact, batch=options.batch, shapes=options.shape)
-    return _Contestant(artifact, precision, [asdict(feed) for feed in feeds])
-
-
-def _precision(model: onnx.ModelProto) -> str:
-    """Precision of a file that does not tell: int8 if it quantizes, otherwise the type of most of its weights."""
-    operators = {node.op_type for node in model.graph.node}
-    if not operators.isdisjoint(_QUANTIZED):
-        return "int8"
-    sizes: Counter[str] = Counter()
-    for tensor in model.graph.initializer:
-        if tensor.data_type in _FLOATS:
-            sizes[_FLOATS[tensor.data_type]] += math.prod(tensor.dims)
-    return sizes.most_common(1)[0][0] if sizes else "fp32"
+    return _Contestant(artifact, precision_of(model), [asdict(feed) for feed in feeds])

@@ -21,7 +21,7 @@ from deploykit.models import build
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "check_finite", "load_module", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "check_finite", "check_tensors", "load_module", "read_checkpoint", "write_checkpoint"]
 
 _SCHEMA = "deploykit.checkpoint/1"
 _HEADER_KEY = "deploykit"  # one key only: safetensors does not keep the order of several
@@ -102,8 +102,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             preprocess=Preprocess.from_json(header["preprocess"]),
             labels=tuple(header["labels"]),
             dataset=header["dataset"],
-            training=header["training"],
-            state=header["state"],
+            training=dict(header["training"]),
+            state=dict(header["state"]),
             tensors=tensors,
         )
     except (KeyError, TypeError, ValueError, InputError) as problem:
@@ -130,6 +130,8 @@ def _read_tensors(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             f"{source} is not a readable safetensors checkpoint ({reason}); the file is damaged, cut short or of"
             " another format"
         ) from problem
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{source}: the header is a JSON {type(header).__name__}; expected an object")
     return header, tensors
 
 
@@ -145,15 +147,16 @@ def load_module(checkpoint: Checkpoint, *, source: str = "checkpoint") -> torch.
         in_channels=checkpoint.in_channels,
         **checkpoint.options,
     )
-    _check_names(module.state_dict(), checkpoint.tensors, source, checkpoint.network)
+    check_tensors(module.state_dict(), checkpoint.tensors, source, checkpoint.network)
     module.load_state_dict(dict(checkpoint.tensors))
     check_finite(checkpoint.tensors, source)
     return module.eval()
 
 
-def _check_names(
+def check_tensors(
     expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], source: str, network: str
 ) -> None:
+    """Raises CheckpointError naming the tensors that are missing, unexpected or of another shape."""
     missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     shapes = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"

@@ -7,7 +7,7 @@ import io
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__, environment
-from deploykit.artifact import Artifact, Preprocess
+from deploykit.answers import first_answers
+from deploykit.artifact import Artifact, Preprocess, load_model, repeated
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError
+from deploykit.errors import InputError, UnknownNameError
+from deploykit.graph.precision import precision_of
 from deploykit.preprocess import apply, preprocess_for
 from deploykit.progress import Progress, silent
 from deploykit.results import Accuracy, Example
-from deploykit.runtime import Session, create_session
+from deploykit.runtime import PROVIDERS, Session, create_session
 
 __all__ = ["Classifier", "EvaluateOptions", "evaluate_onnx"]
 
@@ -47,6 +49,10 @@ class EvaluateOptions:
             raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
         if self.examples < 0:
             raise InputError(f"examples {self.examples}; allowed: 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads {self.threads}; allowed: 1 or more")
+        if self.provider not in PROVIDERS:
+            raise UnknownNameError("provider", self.provider, PROVIDERS)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Classifier:
     artifact: Artifact
     session: Session
     preprocess: Preprocess
+    precision: str
 
     @classmethod
     def open(
@@ -73,31 +80,52 @@ class Classifier:
             ModelFileError: The file is not a usable model.
             InputError: The model has several inputs, or its preprocessing is unknown.
         """
-        artifact = Artifact.read(model)
+        proto = load_model(model)
+        artifact = Artifact.of_model(proto, Path(model))
         if len(artifact.inputs) != 1:
             raise InputError(
                 f"{model} has {len(artifact.inputs)} inputs; evaluation feeds models with exactly one picture input"
             )
         wanted = preprocess_for(artifact, preprocess)
         session = create_session(model, provider, threads=threads, optimize=optimize)
-        return cls(artifact, session, wanted)
+        return cls(artifact, session, wanted, precision_of(proto))
+
+    @classmethod
+    def open_reference(
+        cls, model: str | os.PathLike[str], preprocess: Preprocess | str | None, **given: Any
+    ) -> Classifier:
+        """``open`` for a model that another one is compared with: its own preprocessing goes before ``preprocess``."""
+        return cls.open(model, preprocess=preprocess if Artifact.read(model).preprocess is None else None, **given)
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
         """First output (N, classes) for preprocessed inputs (N, …). Raises: InputError for NaN or another shape."""
-        outputs = self.session.run_rows(inputs).astype(np.float32)
-        if outputs.shape[0] != len(inputs) or outputs.size != len(inputs) * max(outputs.shape[1:], default=0):
+        answers = first_answers(self.session, inputs, self.artifact.path, what="real pictures")
+        if answers.size != len(inputs) * max(answers.shape[1:], default=0):
             raise InputError(
-                f"{self.artifact.path} answers {outputs.shape} for {len(inputs)} pictures; expected (N, classes)"
+                f"{self.artifact.path} answers {answers.shape} for {len(inputs)} pictures; expected (N, classes)"
             )
-        if not np.isfinite(outputs).all():
-            raise InputError(
-                f"{self.artifact.path} answers NaN or infinite values on real pictures; it cannot be evaluated"
-            )
-        return outputs.reshape(len(inputs), -1)
+        return answers.reshape(len(inputs), -1).astype(np.float32)
 
     def predict(self, pictures: Any) -> NDArray[np.float32]:
         """Logits for uint8 pictures."""
         return self.logits(apply(self.preprocess, pictures))
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """How a model's logits stand to the classes that it is measured on.
+
+    Attributes:
+        logit: Of each of the classes, ``(classes,)``.
+        names: Of all logits.
+        width: Number of logits.
+        warning: What is doubtful, or None.
+    """
+
+    logit: NDArray[np.int64]
+    names: tuple[str, ...]
+    width: int
+    warning: str | None = None
 
 
 @dataclass
@@ -115,11 +143,8 @@ class _Counts:
     def __post_init__(self) -> None:
         self.right, self.seen = np.zeros(self.classes, np.int64), np.zeros(self.classes, np.int64)
 
-    def add(
-        self, logits: NDArray[np.float32], targets: NDArray[np.int64], reference: NDArray[np.float32] | None
-    ) -> None:
-        best = logits.argmax(1)
-        hit = best == targets
+    def add(self, logits: NDArray[np.float32], targets: NDArray[np.int64]) -> None:
+        hit = logits.argmax(1) == targets
         # Rank among the logits; ties go to the lower index, as argmax decides them.
         order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         self.samples += len(targets)
@@ -127,8 +152,6 @@ class _Counts:
         self.top5 += int((order == targets[:, None]).any(1).sum())
         np.add.at(self.seen, targets, 1)
         np.add.at(self.right, targets[hit], 1)
-        if reference is not None:
-            self.agreeing += int((best == reference.argmax(1)).sum())
 
 
 def evaluate_onnx(
@@ -146,8 +169,9 @@ def evaluate_onnx(
         model: An ``.onnx`` classifier with one input.
         data: Labelled pictures.
         reference: Another model, fed with the same pictures by its own preprocessing; ``agreement`` is the fraction
-            of pictures with the same top-1.
-        preprocess: For foreign models: a ``Preprocess`` or the name of a preset.
+            of pictures with the same top-1 by the classes' names.
+        preprocess: For foreign models: a ``Preprocess`` or the name of a preset. The reference takes it only when its
+            file does not say its own.
         options: Provider, threads, batch size.
         progress: Called after each batch.
 
@@ -155,28 +179,42 @@ def evaluate_onnx(
         Top-1, top-5 (None for five classes or fewer, where it says nothing), per-class accuracy and agreement.
 
     Raises:
-        InputError: The classes of model and data do not fit, or preprocessing is unknown.
+        InputError: The classes of model, data and reference do not fit, or preprocessing is unknown.
         DataError: A damaged picture.
     """
     options, start = options or EvaluateOptions(), time.perf_counter()
-    given: dict[str, Any] = {"preprocess": preprocess, "provider": options.provider, "threads": options.threads}
-    classifier = Classifier.open(model, **given)
-    other = Classifier.open(reference, **given) if reference is not None else None
-    width = classifier.predict(data.pictures(np.zeros(1, np.int64))).shape[1]
-    mapping, names, warning = _class_mapping(classifier.artifact, data, width)
-    counts, shown, examples = _Counts(width), _shown(len(data), options.examples), list[Example]()
+    given: dict[str, Any] = {"provider": options.provider, "threads": options.threads}
+    classifier = Classifier.open(model, preprocess=preprocess, **given)
+    other = Classifier.open_reference(reference, preprocess, **given) if reference is not None else None
+    classes, alike = _matched(classifier, other, data)
+    counts, shown, examples = _Counts(classes.width), _shown(len(data), options.examples), list[Example]()
     for pictures, labels in data.batches(options.batch_size):
-        targets, logits, first = mapping[labels], classifier.predict(pictures), counts.samples
-        counts.add(logits, targets, other.predict(pictures) if other else None)
+        targets, logits, first = classes.logit[labels], classifier.predict(pictures), counts.samples
+        counts.add(logits, targets)
+        if other and alike:
+            counts.agreeing += int((alike.logit[logits.argmax(1)] == other.predict(pictures).argmax(1)).sum())
         for row in range(len(targets)):
             if first + row in shown:
-                examples.append(_example(pictures[row], logits[row], int(targets[row]), names))
+                examples.append(_example(pictures[row], logits[row], int(targets[row]), classes.names))
         progress("evaluate", counts.samples, len(data))
+    found = [matching.warning for matching in (classes, alike) if matching and matching.warning]
+    return replace(
+        _record(classifier, data, counts, classes.names),
+        agreement=counts.agreeing / counts.samples if other else None,
+        reference=Path(reference).name if reference is not None else None,
+        seconds=round(time.perf_counter() - start, 3),
+        examples=tuple(examples),
+        warnings=(*data.notes, *found),
+    )
+
+
+def _record(classifier: Classifier, data: Dataset, counts: _Counts, names: Sequence[str]) -> Accuracy:
+    artifact = classifier.artifact
     return Accuracy(
         deploykit=__version__,
         environment=environment.describe(),
-        model=Path(model).name,
-        model_sha256=classifier.artifact.sha256,
+        model=artifact.path.name,
+        model_sha256=artifact.sha256,
         dataset=data.name,
         split=data.split,
         dataset_digest=data.digest,
@@ -184,15 +222,12 @@ def evaluate_onnx(
         top1=counts.top1 / counts.samples,
         top5=counts.top5 / counts.samples if counts.classes > 5 else None,
         per_class=_per_class(counts, names),
-        agreement=counts.agreeing / counts.samples if other else None,
-        reference=Path(reference).name if reference is not None else None,
+        agreement=None,
+        reference=None,
         provider=classifier.session.provider,
-        precision=classifier.artifact.precision or "unknown",
-        network=classifier.artifact.network,
-        file_bytes=classifier.artifact.file_bytes,
-        seconds=round(time.perf_counter() - start, 3),
-        examples=tuple(examples),
-        warnings=(*data.notes, *([warning] if warning else [])),
+        precision=classifier.precision,
+        network=artifact.network,
+        file_bytes=artifact.file_bytes,
     )
 
 
@@ -201,29 +236,41 @@ def _shown(total: int, count: int) -> set[int]:
     return set(np.random.default_rng(0).choice(total, min(count, total), replace=False).tolist())
 
 
-def _class_mapping(
-    artifact: Artifact, data: Dataset, width: int
-) -> tuple[NDArray[np.int64], tuple[str, ...], str | None]:
-    """The logit of each of the dataset's classes, the names of all logits, and a warning.
+def _matched(classifier: Classifier, other: Classifier | None, data: Dataset) -> tuple[_Classes, _Classes | None]:
+    """The model's logits by the dataset's classes, and the reference's logits by the model's."""
+    picture = data.pictures(np.zeros(1, np.int64))
+    classes = _match(classifier, picture, data.labels, data.name)
+    if other is None:
+        return classes, None
+    names = classifier.artifact.labels or classes.names
+    return classes, _match(other, picture, names, classifier.artifact.path.name)
 
-    Raises: InputError when the classes do not fit.
+
+def _match(classifier: Classifier, picture: Any, classes: tuple[str, ...], of: str) -> _Classes:
+    """Finds each of ``classes``, those of ``of``, among the model's logits: by name, else by position.
+
+    Raises: InputError when the classes do not fit, or one's name stands twice.
     """
-    labels, classes = artifact.labels, data.labels
+    path, labels, width = classifier.artifact.path, classifier.artifact.labels, classifier.predict(picture).shape[1]
+    if twice := repeated(classes):
+        raise InputError(f"{of} has the class {twice!r} more than once; each class needs its own name")
     if labels and len(labels) != width:
         raise InputError(
-            f"{artifact.path} has {len(labels)} labels in its metadata but gives {width} logits; both must be equal"
+            f"{path} has {len(labels)} labels in its metadata but gives {width} logits; both must be equal"
         )
     if labels and set(classes) <= set(labels):
-        return np.array([labels.index(name) for name in classes], np.int64), labels, None
+        return _Classes(np.array([labels.index(name) for name in classes], np.int64), labels, width)
     if len(classes) != width:
         raise InputError(
-            f"{artifact.path} tells {width} classes apart, {data.name} has {len(classes)}"
+            f"{path} tells {width} classes apart, {of} has {len(classes)}"
             f" ({', '.join(classes[:4])}{', …' if len(classes) > 4 else ''}); both must have the same"
         )
     warning = None
     if labels:
-        warning = f"class names differ (model: {labels[0]}, …; data: {classes[0]}, …); they were matched by position"
-    return np.arange(width, dtype=np.int64), classes, warning
+        first = next(index for index in range(width) if labels[index] != classes[index])
+        differ = f"{path.name}: {labels[first]}, …; {of}: {classes[first]}, …"
+        warning = f"class names differ ({differ}); they were matched by position"
+    return _Classes(np.arange(width, dtype=np.int64), classes, width, warning)
 
 
 def _per_class(counts: _Counts, names: Sequence[str]) -> Mapping[str, float | None]:

@@ -7,8 +7,8 @@ minor versions do (``benchmarks/runtime_versions.py``).
 from __future__ import annotations
 
 import logging
+import math
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from deploykit import __version__
 from deploykit.artifact import Artifact, ModelCard
 from deploykit.checkpoint import check_finite
-from deploykit.errors import InputError, MissingDependencyError, ParityError
-from deploykit.files import atomic_path, check_writable
+from deploykit.errors import InputError, ParityError
+from deploykit.extras import require
+from deploykit.files import atomic_folder, check_writable
 from deploykit.runtime import create_session
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.opset not in _OPSETS:
             raise InputError(f"opset {self.opset}; allowed: {_OPSETS.start} to {_OPSETS.stop - 1}")
-        if self.atol < 0 or self.rtol < 0:
-            raise InputError(f"tolerances {self.atol} and {self.rtol}; allowed: 0 or more")
+        if not all(math.isfinite(tolerance) and tolerance >= 0 for tolerance in (self.atol, self.rtol)):
+            raise InputError(f"tolerances {self.atol} and {self.rtol}; allowed: finite numbers of 0 or more")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise InputError(f"batch sizes {self.batch_sizes}; allowed: one or more, each at least 1")
 
@@ -90,7 +91,8 @@ def export_onnx(
         InputError: The module has NaN weights, fails on the example, gives NaN, or cannot be exported.
         OutputError: ``output`` exists or cannot be written.
     """
-    torch = _torch()
+    torch = require("torch", extra="torch", purpose="exporting a module")
+    require("onnxscript", extra="torch", purpose="exporting a module")
     options, card, target = options or ExportOptions(), card or ModelCard(task=None), Path(output)
     check_writable(target, overwrite=overwrite)
     inputs = torch.as_tensor(example).to(_device(module))
@@ -102,26 +104,15 @@ def export_onnx(
         expected = [_forward(module, batch) for batch in batches]
         model = _trace(module, _rows(inputs, 0, 2), options, outputs=len(expected[0]))
     _assert_dynamic_batch(model)
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
-        trial = Path(folder) / "trial.onnx"
+    with atomic_folder(target, overwrite=overwrite) as folder:
+        trial = folder / target.name
         _save(model, trial)
         session = create_session(trial)
         parity = _parity(expected, [session.run(batch.cpu().numpy()) for batch in batches], options)
-    card.artifact(version=__version__, precision="fp32", parity=parity | {"pictures": pictures}).stamp(model)
-    _write(model, target, overwrite=overwrite)
+        card.artifact(version=__version__, precision="fp32", parity=parity | {"pictures": pictures}).stamp(model)
+        trial.write_bytes(model.SerializeToString(deterministic=True))  # weights that lie outside stay there
+        Artifact.read(trial)  # what is moved into place has been read back
     return Artifact.read(target)
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as problem:
-        raise MissingDependencyError("torch", "torch", "exporting a module") from problem
-    try:
-        import onnxscript  # noqa: F401 the exporter needs it
-    except ImportError as problem:
-        raise MissingDependencyError("onnxscript", "torch", "exporting a module") from problem
-    return torch
 
 
 def _device(module: torch.nn.Module) -> torch.device:
@@ -164,7 +155,8 @@ def _forward(module: torch.nn.Module, batch: torch.Tensor) -> list[NDArray[Any]]
     except (RuntimeError, TypeError, ValueError) as problem:
         reason = str(problem).strip().splitlines()[0]
         raise InputError(f"the module fails on an input of shape {tuple(batch.shape)}: {reason}") from problem
-    outputs = [made] if torch.is_tensor(made) else list(made.values() if isinstance(made, dict) else made)
+    several = made.values() if isinstance(made, dict) else made if isinstance(made, (tuple, list)) else ()
+    outputs = [made] if torch.is_tensor(made) else list(several)
     if not outputs or not all(torch.is_tensor(item) for item in outputs):
         raise InputError(
             f"the module returns {type(made).__name__}; expected one tensor, or a tuple or dict of tensors"
@@ -251,6 +243,8 @@ def _parity(
     max_abs, max_rel, same, samples = 0.0, 0.0, 0, 0
     for torch_outputs, onnx_outputs in zip(expected, received, strict=True):
         batch = len(torch_outputs[0])
+        if len(torch_outputs) != len(onnx_outputs):
+            raise ParityError(f"PyTorch gives {len(torch_outputs)} outputs, ONNX {len(onnx_outputs)}")
         for index, (wanted, got) in enumerate(zip(torch_outputs, onnx_outputs, strict=True)):
             if wanted.shape != got.shape:
                 raise ParityError(f"output {index} at batch {batch}: PyTorch gives {wanted.shape}, ONNX {got.shape}")
@@ -286,24 +280,11 @@ def _top1_agreement(wanted: NDArray[Any], got: NDArray[Any]) -> tuple[int, int]:
     return int((first == second).sum()), len(flat)
 
 
-def _save(model: onnx.ModelProto, path: Path, *, data_name: str | None = None) -> None:
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """One file; above protobuf's limit the weights go to ``path + ".data"``, and ``model`` then refers to them."""
     import onnx
 
     if model.ByteSize() <= _ONE_FILE_BYTES:
         path.write_bytes(model.SerializeToString(deterministic=True))
         return
-    onnx.save(model, path, save_as_external_data=True, location=data_name or path.name + ".data")
-
-
-def _write(model: onnx.ModelProto, target: Path, *, overwrite: bool) -> None:
-    with atomic_path(target, overwrite=overwrite) as aside:
-        data = target.with_name(target.name + ".data")
-        if model.ByteSize() <= _ONE_FILE_BYTES:
-            _save(model, aside)
-            return
-        # The model names its data file, so both are written under their names and then moved aside.
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".deploykit-")
-        with atomic_path(data, overwrite=overwrite) as data_aside, folder as place:
-            _save(model, Path(place) / target.name, data_name=data.name)
-            (Path(place) / data.name).replace(data_aside)
-            (Path(place) / target.name).replace(aside)
+    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any
 from deploykit.errors import InputError, OutputError
 
 __all__ = [
+    "atomic_folder",
     "atomic_path",
     "check_writable",
     "deflated_size",
@@ -104,6 +106,31 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields an empty folder beside ``path`` for the file of that name and those that go with it.
+
+    When the block ends without an exception they are moved beside ``path``, the file of that name last; otherwise
+    everything stays as it was.
+
+    Raises:
+        OutputError: A target exists and ``overwrite`` is false, or the system refuses to write.
+    """
+    target = Path(path)
+    _check_target(target, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem[:80]}.") as folder:
+            yield Path(folder)
+            made = sorted(Path(folder).iterdir(), key=lambda item: item.name == target.name)
+            for item in made:
+                _check_target(target.with_name(item.name), overwrite)
+            for item in made:
+                item.replace(target.with_name(item.name))
+    except OSError as problem:
+        raise _output_error(target, problem) from problem
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes, *, overwrite: bool = True) -> Path:

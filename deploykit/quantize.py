@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__, environment
+from deploykit.answers import compare_answers
 from deploykit.artifact import Artifact, Preprocess, load_model
 from deploykit.calibrate import Calibration, calibration_from_arrays, calibration_from_dataset
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError, ModelFileError, UnknownNameError
+from deploykit.figures import byte_text, percent_text
 from deploykit.files import atomic_path, check_writable
+from deploykit.graph.precision import QUANTIZED_OPERATORS
+from deploykit.graph.weights import collect
 from deploykit.progress import Progress, silent
 from deploykit.results import Quantization
 from deploykit.runtime import create_session, filled
+from deploykit.runtime_errors import mapped, one_line
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
-_QUANTIZED_OPERATORS = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-}
+_OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
+_OLDEST_IR = 4  # below, every weight has to be an input of the graph, and the new scales are none
+_SEEDS = 2**32
+_SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
+_OWN_KEYS = ("onnx.infer", "onnx.quant.pre_process")  # what ONNX Runtime's quantizer writes of itself
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class QuantizeOptions:
     Attributes:
         recipe: Name in ``RECIPES``.
         samples: Calibration samples taken from a dataset, balanced over its classes.
-        seed: Fixes which ones.
+        seed: Fixes which ones; from 0 to 2³² − 1.
         batch_size: Samples a calibration call, unless the model fixes it.
     """
 
@@ -92,6 +91,8 @@ class QuantizeOptions:
             raise InputError(f"{self.samples} calibration samples; allowed: 1 or more")
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"seed {self.seed}; allowed: 0 to {_SEEDS - 1}")
 
 
 def quantize_onnx(
@@ -141,8 +142,10 @@ def quantize_onnx(
     replace(child, parent_sha256=parent.sha256, preprocess=samples.preprocess or parent.preprocess).stamp(quantized)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
-        difference = _compare(Path(model), aside, samples)
-    return _record(parent, Artifact.read(target), samples, difference, time.perf_counter() - start)
+        made = replace(Artifact.read(aside), path=target)  # checked before it is moved into place
+        figures = _compared(parent, aside, samples)
+    warnings = _doubts(parent, made, source, figures)
+    return _record(parent, made, replace(samples, warnings=(*samples.warnings, *warnings)), figures, start)
 
 
 def _samples(
@@ -159,7 +162,7 @@ def _samples(
 
 
 def _record(
-    parent: Artifact, child: Artifact, samples: Calibration, difference: dict[str, Any], seconds: float
+    parent: Artifact, child: Artifact, samples: Calibration, figures: dict[str, Any], start: float
 ) -> Quantization:
     return Quantization(
         deploykit=__version__,
@@ -175,28 +178,31 @@ def _record(
         file_bytes=child.file_bytes,
         parent_bytes=parent.file_bytes,
         compared_samples=len(samples.inputs),
-        seconds=round(seconds, 3),
+        seconds=round(time.perf_counter() - start, 3),
         warnings=samples.warnings,
-        **difference,
+        **figures,
     )
 
 
 def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
-    import onnx
-
     operators = {node.op_type for node in model.graph.node}
-    if found := sorted(operators & _QUANTIZED_OPERATORS):
+    if found := sorted(operators & QUANTIZED_OPERATORS):
         raise InputError(f"{parent.path} is quantized already (it has {', '.join(found)}); give the float model")
-    floats = [tensor for tensor in model.graph.initializer if tensor.data_type in (1, 10, 11, 16)]
+    # Weights that are Constant nodes count too: ONNX Runtime's pre-processing makes initializers of them.
+    floats = {name: held.tensor for name, held in collect(model.graph, model.graph).stored.items() if held.is_float}
     if not floats:
         raise ModelFileError(f"{parent.path} has no float weights; there is nothing to quantize")
-    for tensor in floats:
-        if not np.isfinite(onnx.numpy_helper.to_array(tensor).astype(np.float32)).all():
-            raise ModelFileError(
-                f"{parent.path}: the weights {tensor.name!r} hold NaN or infinite values; all must be finite"
-            )
+    for name, tensor in floats.items():
+        if tensor.dims and not _finite(tensor):  # a scalar may be an open bound of Clip, or a mask
+            raise ModelFileError(f"{parent.path}: the weights {name!r} hold NaN or infinite values; all must be finite")
     if parent.inputs and parent.inputs[0].dtype != "float32":
         raise InputError(f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize float32 models")
+
+
+def _finite(tensor: onnx.TensorProto) -> bool:
+    import onnx
+
+    return bool(np.isfinite(onnx.numpy_helper.to_array(tensor).astype(np.float32)).all())
 
 
 class _Reader:
@@ -233,10 +239,10 @@ def _quantize(
     CalibrationDataReader.register(_Reader)  # an abstract base class that our reader need not inherit at import
     shape = parent.inputs[0].shape
     size = shape[0] if shape and isinstance(shape[0], int) else min(options.batch_size, len(samples.inputs))
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet(), _one_line(parent.path):
         prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
         # Given as a path: a model in memory would have its weights moved into a file that is gone afterwards.
-        quant_pre_process(str(parent.path), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(_raised(model, parent, Path(folder))), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             prepared,
             made,
@@ -266,28 +272,71 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What ONNX and ONNX Runtime raise at models that they did not foresee, as ModelFileError."""
+    import onnx
+
+    foreseen = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.version_converter.ConvertError)
+    unforeseen = (AssertionError, AttributeError, LookupError, TypeError)
+    try:
+        with mapped(f"cannot quantize {path}", "cpu", ""):
+            yield
+    except (*foreseen, *unforeseen) as problem:
+        reason = one_line(problem) or type(problem).__name__
+        raise ModelFileError(f"cannot quantize {path}: {reason}") from problem
+
+
+def _raised(model: onnx.ModelProto, parent: Artifact, folder: Path) -> Path:
+    """The model's file, or a copy in ``folder`` whose operator set is new enough for one scale a channel."""
+    import onnx
+
+    if parent.opset >= _OLDEST_OPSET:
+        return parent.path
+    raised = folder / "raised.onnx"
+    try:
+        onnx.save(onnx.version_converter.convert_version(model, _OLDEST_OPSET), raised)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as problem:
+        raise ModelFileError(
+            f"{parent.path} has opset {parent.opset}, which ONNX cannot raise to the {_OLDEST_OPSET} that quantization"
+            f" needs ({one_line(problem)}); export it with opset {_OLDEST_OPSET} or later"
+        ) from problem
+    return raised
+
+
 def _restore_frame(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
     """Keeps other tools' metadata of the float model, and drops value infos, which only add bytes."""
+    own = {entry.key: entry.value for entry in quantized.metadata_props if entry.key in _OWN_KEYS}
+    quantized.ir_version = max(quantized.ir_version, _OLDEST_IR)
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
-    quantized.metadata_props.extend(model.metadata_props)
-    quantized.metadata_props.add(key="onnx.quant.pre_process", value="deploykit")
+    for key, value in ({entry.key: entry.value for entry in model.metadata_props} | own).items():
+        quantized.metadata_props.add(key=key, value=value)
 
 
-def _compare(model: Path, candidate: Path, samples: Calibration) -> dict[str, Any]:
-    """Top-1 agreement, largest difference and signal-to-noise ratio of the first output over the samples."""
-    before, after = create_session(model), create_session(candidate)
-    agreeing, rows, signal, noise, largest = 0, 0, 0.0, 0.0, 0.0
-    for batch in samples.batches(before.fixed_batch or 64):
-        wanted = before.run_rows(batch).astype(np.float64)
-        got = after.run_rows(batch).astype(np.float64)
-        if not np.isfinite(wanted).all():
-            raise InputError(
-                f"{model} answers NaN or infinite values on the calibration samples; it cannot be quantized"
-            )
-        flat, other = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
-        agreeing, rows = agreeing + int((flat.argmax(1) == other.argmax(1)).sum()), rows + len(flat)
-        signal, noise = signal + float((flat**2).sum()), noise + float(((flat - other) ** 2).sum())
-        largest = max(largest, float(np.abs(flat - other).max()))
-    snr = 10.0 * math.log10(signal / noise) if noise > 0.0 and signal > 0.0 else None
-    return {"agreement": agreeing / rows, "max_abs": largest, "snr_db": snr}
+def _compared(parent: Artifact, candidate: Path, samples: Calibration) -> dict[str, Any]:
+    """The record's figures: the first output against the float model's, and against itself without optimisations."""
+    what, name = "calibration samples", f"the quantized {parent.path.name}"
+    before, after = create_session(parent.path), create_session(candidate)
+    size = before.fixed_batch or 64
+    figures = asdict(compare_answers((before, parent.path), (after, name), samples.batches(size), what=what))
+    plain = create_session(candidate, optimize=False)
+    alike = compare_answers((plain, name), (after, name), samples.batches(size), what=what)
+    return {**figures, "unoptimised_agreement": alike.agreement}
+
+
+def _doubts(parent: Artifact, child: Artifact, model: onnx.ModelProto, figures: dict[str, Any]) -> Iterator[str]:
+    """What a reader has to know of the quantized file."""
+    float_bytes = max(parent.file_bytes, model.ByteSize())  # with weights that lie beside the file
+    if child.file_bytes >= float_bytes:
+        yield (
+            f"the quantized file is not smaller: {byte_text(child.file_bytes)}, the float file has"
+            f" {byte_text(float_bytes)}; scales and nodes outweigh what the weights save"
+        )
+    if figures["unoptimised_agreement"] < _SAME_ANSWERS:
+        yield (
+            f"with and without ONNX Runtime's optimisations only {percent_text(figures['unoptimised_agreement'])} of"
+            " the samples have the same top-1; its integer kernels may be wrong on this processor"
+        )
+    if parent.opset < _OLDEST_OPSET:
+        yield f"the operator set was raised from {parent.opset} to {child.opset}, which quantization needs"

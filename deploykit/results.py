@@ -288,7 +288,9 @@ class Quantization(Record):
     """What a recipe did to a model (``quantize``): sizes, and the outputs against the float model's.
 
     ``agreement`` is the fraction of the compared samples with the same top-1; ``snr_db`` the signal-to-noise ratio
-    of the first output in decibels; ``max_abs`` its largest absolute difference.
+    of the first output in decibels; ``max_abs`` its largest absolute difference. ``unoptimised_agreement`` is the
+    fraction with the same top-1 when the quantized model runs without the runtime's optimisations, which replace the
+    quantized nodes by integer kernels; None in records of versions that did not compare them.
     """
 
     kind: ClassVar[str] = "quantization"
@@ -308,6 +310,7 @@ class Quantization(Record):
     max_abs: float
     snr_db: float | None
     seconds: float
+    unoptimised_agreement: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from deploykit import data
 from deploykit.artifact import ModelCard, Preprocess
 from deploykit.checkpoint import Checkpoint, load_module, read_checkpoint
-from deploykit.errors import DataError, InputError, MissingDependencyError, UnknownNameError
+from deploykit.errors import InputError, UnknownNameError
+from deploykit.extras import require
 from deploykit.files import sha256_file
 from deploykit.models import build, names, spec
 from deploykit.preprocess import apply, for_network, preset
@@ -133,34 +134,46 @@ def _card(checkpoint: Checkpoint, path: Path) -> ModelCard:
 
 
 def _from_name(name: str, options: Mapping[str, str], classes: int | None, channels: int | None) -> Source:
-    import torch
-
+    torch = require("torch", extra="torch", purpose="building a network")
     entry = spec(name)
     shape = (channels or entry.input[0], entry.input[1], entry.input[2])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same fresh weights each time
-        module = build(name, num_classes=classes, in_channels=channels, **options).eval()
+        module = build(name, num_classes=classes, in_channels=channels, **options)
+        _use_normalisation(module, shape)
     half = (0.5,) * shape[0]
     preprocess = for_network(shape, entry.content_size, mean=half, std=half)
-    return Source("network", name, module, ModelCard(network=name, preprocess=preprocess), shape)
+    return Source("network", name, module.eval(), ModelCard(network=name, preprocess=preprocess), shape)
+
+
+def _use_normalisation(module: torch.nn.Module, shape: tuple[int, int, int]) -> None:
+    """Gives BatchNorm the statistics of some noise: fresh ones are the identity, and would hide a wrong fold."""
+    import torch
+
+    if not any(isinstance(child, torch.nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+        return
+    with torch.no_grad():
+        module.train()(torch.randn(8, *shape))
 
 
 def _from_callable(text: str) -> Source:
+    torch = require("torch", extra="torch", purpose="exporting a module")
     module_name, _, attribute = text.partition(":")
-    target = _import(module_name, attribute)
-    torch = _torch()
-    made = target() if callable(target) and not isinstance(target, torch.nn.Module) else target
+    made = _made(text, _import(module_name, attribute))
     if not isinstance(made, torch.nn.Module):
         raise InputError(f"{text} returned {type(made).__name__}; expected a torch.nn.Module")
     return Source("callable", attribute, made.eval(), ModelCard(task=None), None)
 
 
-def _torch() -> Any:
+def _made(text: str, target: Any) -> Any:
+    import torch
+
+    if isinstance(target, torch.nn.Module) or not callable(target):
+        return target
     try:
-        import torch
-    except ImportError as problem:
-        raise MissingDependencyError("torch", "torch", "exporting a module") from problem
-    return torch
+        return target()
+    except Exception as problem:  # the user's own code may raise anything; it must not look like a bug of ours
+        raise InputError(f"{text} raised {type(problem).__name__}: {problem}; expected a torch.nn.Module") from problem
 
 
 def _import(module_name: str, attribute: str) -> Any:
@@ -171,6 +184,8 @@ def _import(module_name: str, attribute: str) -> Any:
         module = importlib.import_module(module_name)
     except ImportError as problem:
         raise InputError(f"cannot import {module_name!r}: {problem}; expected package.module:callable") from problem
+    except Exception as problem:  # the user's own code, as above
+        raise InputError(f"importing {module_name!r} raised {type(problem).__name__}: {problem}") from problem
     if not hasattr(module, attribute):
         raise InputError(f"module {module_name!r} has no {attribute!r}; expected package.module:callable")
     return getattr(module, attribute)
@@ -212,9 +227,8 @@ def _pictures(given: Any, trained_on: str | None, data_dir: Any) -> data.Dataset
         return given
     if given is not None:
         return data.load(given, "test", data_dir=data_dir)
-    if trained_on in data.names():
-        try:
-            return data.load(trained_on, "test", data_dir=data_dir)
-        except DataError:
-            pass  # not on this machine: parity needs real pictures, not these ones; the record names which
-    return data.load("shapes", "test")
+    if trained_on and trained_on.startswith("shapes"):
+        return data.load(trained_on, "test")
+    # Not on this machine: parity needs real pictures, not exactly these ones, and the record names which.
+    there = any(entry["name"] == trained_on and entry["found"] for entry in data.describe(data_dir))
+    return data.load(str(trained_on) if there else "shapes", "test", data_dir=data_dir)

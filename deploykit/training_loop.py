@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from deploykit.artifact import Preprocess
 from deploykit.augment import augmentation
-from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from deploykit.checkpoint import Checkpoint, check_tensors, write_checkpoint
 from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError
 from deploykit.preprocess import fit_pictures
@@ -30,16 +30,25 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "TRAINING_SCHEMA",
     "Pixels",
     "Run",
+    "check_batches",
     "check_same",
     "choose_device",
     "load_pixels",
     "restore",
     "run_epochs",
+    "save_state",
     "start_run",
     "torch_threads",
 ]
+
+TRAINING_SCHEMA = 1
+"""Raised whenever equal options no longer give equal bits: a state of another number is not gone on with."""
+
+_ROW = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "learning_rate", "train_seconds", "seconds")
+_MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,17 @@ class Run:
 
 
 def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
-    """Refuses to go on with a training that was started otherwise, naming what differs."""
+    """Refuses to go on with a training that was started otherwise, naming what differs.
+
+    The version of deploykit may differ: ``TRAINING_SCHEMA`` in the header's training says whether the bits do.
+
+    Raises: CheckpointError.
+    """
 
     def flat(item: Checkpoint) -> dict[str, Any]:
         head = item.header()
-        training, _ = dict(head.pop("training")), head.pop("state")
-        options = training.pop("options", {})
+        training, _, _ = dict(head.pop("training")), head.pop("state"), head.pop("deploykit")
+        options = dict(training.pop("options", {}))
         training.pop("test_top1", None)
         return head | training | {f"option {key}": value for key, value in options.items()}
 
@@ -83,7 +97,7 @@ def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
         if before.get(key) != now.get(key):
             raise CheckpointError(
                 f"cannot resume {path}: {key} was {before.get(key)!r} and is now {now.get(key)!r}; give the same"
-                " options, or another folder"
+                " options, another folder, or --overwrite"
             )
 
 
@@ -161,32 +175,43 @@ def _rate(options: TrainOptions, epoch: float) -> float:
     return options.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def run_epochs(run: Run, train: Pixels, test: Pixels, header: Checkpoint, state: Path, progress: Progress) -> None:
-    """Trains the epochs that ``run.history`` lacks, and saves the state after each.
+def check_batches(module: torch.nn.Module, options: TrainOptions, samples: int, network: str) -> None:
+    """Refuses batches of one picture for a network with BatchNorm, which has no variance there. Raises: InputError."""
+    from torch.nn.modules.batchnorm import _BatchNorm
 
-    Raises: InputError when the loss is not finite.
+    if min(options.batch_size, samples) < 2 and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+        raise InputError(
+            f"{network} has BatchNorm, which cannot learn from one picture at a time; received batch size"
+            f" {options.batch_size} and {samples} training pictures; allowed: 2 or more of both"
+        )
+
+
+def run_epochs(run: Run, train: Pixels, test: Pixels, save: Callable[[], None], progress: Progress) -> None:
+    """Trains the epochs that ``run.history`` lacks, and calls ``save`` after each.
+
+    A row of the history has ``seconds`` of the whole epoch and ``train_seconds`` of its training pass alone.
+
+    Raises: InputError when a loss is not finite.
     """
     for epoch in range(len(run.history), run.options.epochs):
         start = time.perf_counter()
         loss, top1 = _train_epoch(run, train, epoch, progress)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the training loss became {loss} in epoch {epoch + 1}; the last good state is kept; try a smaller"
-                f" --learning-rate than {run.options.learning_rate}"
-            )
+        train_seconds = time.perf_counter() - start
+        _check_loss("training", loss, epoch, run.options)
         test_loss, test_top1 = _measure(run, test)
-        run.history.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": loss,
-                "train_top1": top1,
-                "test_loss": test_loss,
-                "test_top1": test_top1,
-                "learning_rate": _rate(run.options, epoch + 1.0),
-                "seconds": time.perf_counter() - start,
-            }
+        _check_loss("test", test_loss, epoch, run.options)
+        rate, seconds = _rate(run.options, epoch + 1.0), time.perf_counter() - start
+        row = (epoch + 1, loss, top1, test_loss, test_top1, rate, train_seconds, seconds)
+        run.history.append(dict(zip(_ROW, row, strict=True)))
+        save()
+
+
+def _check_loss(which: str, loss: float, epoch: int, options: TrainOptions) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the {which} loss became {loss} in epoch {epoch + 1}; the last good state is kept; try a smaller"
+            f" --learning-rate than {options.learning_rate}"
         )
-        _save_state(run, header, state)
 
 
 def _train_epoch(run: Run, train: Pixels, epoch: int, progress: Progress) -> tuple[float, float]:
@@ -242,29 +267,65 @@ def _measure(run: Run, test: Pixels) -> tuple[float, float]:
     return loss_sum / len(test), correct / len(test)
 
 
-def _save_state(run: Run, header: Checkpoint, path: Path) -> None:
+def save_state(run: Run, header: Checkpoint, path: Path) -> None:
+    """Writes what ``restore`` needs. Raises: OutputError."""
     tensors = {f"model.{name}": tensor for name, tensor in run.module.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if value is not None}
     write_checkpoint(replace(header, tensors=tensors, state={"history": run.history}), path)
 
 
-def restore(run: Run, header: Checkpoint, path: Path) -> None:
-    """Puts weights, moments and history of a saved state into ``run``.
+def restore(run: Run, state: Checkpoint, path: Path) -> None:
+    """Puts weights, moments and history of a saved state, which lies at ``path``, into ``run``.
 
-    Raises: CheckpointError when the state is damaged or of a training with other options.
+    Raises: CheckpointError when tensors or history do not fit the network and the options.
     """
-    state = read_checkpoint(path)
-    check_same(state, header, path)
+    history = _history(state, run.options.epochs, path)
+    weights = {name.removeprefix("model."): t for name, t in state.tensors.items() if name.startswith("model.")}
+    check_tensors(run.module.state_dict(), weights, str(path), state.network)
+    moments = _moments(run, state, path)
+    run.module.load_state_dict(weights)
+    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    run.history.extend(history)
+
+
+def _history(state: Checkpoint, epochs: int, path: Path) -> list[dict[str, Any]]:
+    rows = state.state.get("history")
+    if not (isinstance(rows, list) and 1 <= len(rows) <= epochs and all(map(_is_row, rows, range(1, epochs + 1)))):
+        raise CheckpointError(
+            f"{path}: the state's history is damaged; expected 1 to {epochs} epochs in order, each with"
+            f" {', '.join(_ROW)}"
+        )
+    return [{name: row[name] for name in _ROW} for row in rows]  # a JSON header does not keep their order
+
+
+def _is_row(row: Any, epoch: int) -> bool:
+    whole = isinstance(row, dict) and set(row) == set(_ROW)
+    return whole and all(map(_is_number, row.values())) and row["epoch"] == epoch
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _moments(run: Run, state: Checkpoint, path: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """The optimizer's tensors by parameter; each a number, or shaped as its parameter."""
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    keys = _MOMENTS[run.options.optimizer]
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in state.tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            moments.setdefault(int(index), {})[key] = tensor
-    weights = {name.removeprefix("model."): t for name, t in state.tensors.items() if name.startswith("model.")}
-    try:
-        run.module.load_state_dict(weights)
-    except RuntimeError as problem:
-        raise CheckpointError(f"{path} does not fit the network {header.network}: {problem}") from problem
-    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
-    run.history.extend(dict(row) for row in state.state["history"])
+        kind, _, rest = name.partition(".")
+        if kind != "optimizer":
+            continue
+        index, _, key = rest.partition(".")
+        known = index.isdecimal() and int(index) < len(parameters) and key in keys
+        if not known or tuple(tensor.shape) != (() if key == "step" else tuple(parameters[int(index)].shape)):
+            raise CheckpointError(
+                f"{path}: the optimizer's tensor {name} {tuple(tensor.shape)} does not fit the network {state.network};"
+                " the state is damaged"
+            )
+        moments.setdefault(int(index), {})[key] = tensor
+    lacking = [index for index in range(len(parameters)) if set(moments.get(index, keys)) != keys]
+    if lacking or not moments:
+        raise CheckpointError(f"{path}: the optimizer's tensors of parameters {lacking or 'all'} are missing")
+    return moments

@@ -6,12 +6,17 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from deploykit.errors import InputError
+from deploykit.errors import InputError, UnknownNameError
 
-__all__ = ["TrainOptions", "recipe_for"]
+__all__ = ["AUGMENTATION_NAMES", "TrainOptions", "recipe_for"]
+
+AUGMENTATION_NAMES = ("none", "digits", "photos", "shapes")
+"""What ``augment`` has a function for, in its order; here, so that a wrong name is refused without loading torch."""
 
 _OPTIMIZERS = ("adamw", "sgd")
 _DEVICES = ("auto", "cpu", "cuda", "mps")
+_MOST_THREADS = 1024  # far more and the system refuses to start them, which ends the process
+_SEEDS = 1 << 32  # times 2**20 epochs, still well inside torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,15 @@ class TrainOptions:
         warmup_epochs: Length of the warm-up in epochs; may be a fraction.
         weight_decay: Decoupled for AdamW; on weights with two or more axes only.
         label_smoothing: Probability mass spread over all classes (Szegedy et al. 2016, section 7).
-        augment: Name in ``augment.AUGMENTATIONS``.
-        seed: Fixes initial weights, order, dropout and augmentation.
+        augment: Name in ``AUGMENTATION_NAMES``.
+        seed: Fixes initial weights, order, dropout and augmentation; 0 to 2**32 - 1.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
-        threads: CPU threads; None takes those available. Recorded, since sums depend on it in the last bits.
+        threads: CPU threads; None takes those available, or those of the training that is resumed. Recorded, since
+            sums depend on it in the last bits.
+
+    Raises:
+        InputError: A value that is not allowed.
+        UnknownNameError: No such augmentation.
     """
 
     epochs: int = 20
@@ -59,8 +69,12 @@ class TrainOptions:
             raise InputError(f"optimizer {self.optimizer!r}; allowed: {', '.join(_OPTIMIZERS)}")
         if self.device not in _DEVICES:
             raise InputError(f"device {self.device!r}; allowed: {', '.join(_DEVICES)}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads {self.threads}; allowed: 1 or more")
+        if self.augment not in AUGMENTATION_NAMES:
+            raise UnknownNameError("augmentation", self.augment, AUGMENTATION_NAMES)
+        if not 0 <= self.seed < _SEEDS:
+            raise InputError(f"seed {self.seed}; allowed: 0 to {_SEEDS - 1}")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise InputError(f"threads {self.threads}; allowed: 1 to {_MOST_THREADS}")
 
     def changed(self, **given: Any) -> TrainOptions:
         """A copy with those options replaced that are not None."""
@@ -73,7 +87,7 @@ class TrainOptions:
 
 _BY_DATASET = {
     "mnist": TrainOptions(epochs=30, augment="digits", label_smoothing=0.05),
-    "fashion-mnist": TrainOptions(epochs=30, augment="photos"),
+    "fashion-mnist": TrainOptions(epochs=20, augment="photos"),
     "shapes-color": TrainOptions(epochs=40, batch_size=64, learning_rate=5e-3, augment="shapes"),
     "shapes-shape": TrainOptions(epochs=40, batch_size=64, learning_rate=5e-3, augment="shapes"),
     "shapes-color-shape": TrainOptions(epochs=30, batch_size=64, learning_rate=5e-3, augment="shapes"),

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploykit import __version__, environment
+from deploykit.artifact import Artifact, ModelCard
 from deploykit.errors import InputError
 from deploykit.files import deflated_size, sha256_file
 from deploykit.graph.profile import profile_onnx
 from deploykit.models import names
-from deploykit.models.profile import profile_module
 from deploykit.results import Profile
 from deploykit.sources import checkpoint_path, open_source
 
@@ -34,7 +34,7 @@ def weigh(
         options: Options of a reference network.
         num_classes: Classes of a reference network.
         in_channels: Channels of a reference network.
-        input_shape: ``(C, H, W)`` for a callable.
+        input_shape: ``(C, H, W)`` for a callable, or for an ``.onnx`` with dynamic axes.
 
     Returns:
         The profile; ``file_bytes`` and ``download_bytes`` are None for what is not a file.
@@ -43,15 +43,16 @@ def weigh(
         InputError: Nothing of that name, or a file that cannot be read.
     """
     text = os.fspath(source)
-    if text.lower().endswith(".onnx") or (
-        Path(text).is_file() and checkpoint_path(text) is None and text not in names()
-    ):
-        profile = profile_onnx(text)
-        return replace(profile, deploykit=__version__, environment=environment.describe())
+    if _is_onnx(text):
+        if options or num_classes or in_channels:
+            raise InputError(f"{text} is a file; options, classes and channels are for reference networks")
+        return _weigh_onnx(text, input_shape)
     opened = open_source(text, options=options, num_classes=num_classes, in_channels=in_channels)
-    shape = opened.input_shape or input_shape
+    shape = opened.described(input_shape=input_shape).input_shape
     if shape is None:
         raise InputError(f"the input shape of {text} is unknown; give it with --shape, such as --shape 3x224x224")
+    from deploykit.models.profile import profile_module  # torch, which an .onnx does not need
+
     measured = profile_module(opened.module, shape)
     return Profile(
         deploykit=__version__,
@@ -68,11 +69,36 @@ def weigh(
         layers=measured.layers,
         operators=measured.operators,
         input_shape=shape,
-        metadata=_metadata(opened.card.dataset, opened.card.labels),
+        metadata=_metadata(opened.card),
         sha256=sha256_file(opened.path) if opened.path else None,
     )
 
 
-def _metadata(dataset: str | None, labels: tuple[str, ...]) -> Mapping[str, object]:
-    known = {"deploykit.dataset": dataset, "deploykit.labels": list(labels)}
-    return {key: value for key, value in known.items() if value}
+def _is_onnx(text: str) -> bool:
+    if text.lower().endswith(".onnx"):
+        return True
+    return Path(text).is_file() and checkpoint_path(text) is None and text not in names()
+
+
+def _weigh_onnx(path: str, input_shape: tuple[int, int, int] | None) -> Profile:
+    shapes = None
+    if input_shape is not None:
+        tensors = Artifact.read(path).inputs
+        if len(tensors) != 1:
+            raise InputError(f"{path} has {len(tensors)} inputs; --shape names the shape of a model's only input")
+        shapes = {tensors[0].name: (1, *input_shape)}
+    profile = profile_onnx(path, shape=shapes)
+    return replace(profile, deploykit=__version__, environment=environment.describe())
+
+
+def _metadata(card: ModelCard) -> dict[str, object]:
+    """What an export would write into the file, under the same keys."""
+    known: dict[str, object] = {
+        "network": card.network,
+        "task": card.task,
+        "preprocess": card.preprocess and card.preprocess.to_json(),
+        "labels": list(card.labels),
+        "dataset": card.dataset,
+        "training": card.training,
+    }
+    return {f"deploykit.{key}": value for key, value in known.items() if value}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,42 @@ def test_damaged_metadata_is_named(tmp_path: Path, key: str, value: str) -> None
     path = conv_chain(tmp_path / "a.onnx", metadata={f"deploykit.{key}": value})
     with pytest.raises(InputError, match=r"preprocess|labels|parity"):
         Artifact.read(path)
+
+
+def test_repeated_labels_are_refused(tmp_path: Path) -> None:
+    """Two classes of one name would be one row of a table."""
+    path = conv_chain(tmp_path / "a.onnx", metadata={"deploykit.labels": '["cat", "dog", "cat"]'})
+    with pytest.raises(ModelFileError, match="'cat' more than once"):
+        Artifact.read(path)
+
+
+def _stamped(path: Path, preprocess: Preprocess | None) -> dict[str, str]:
+    model = load_model(path)
+    replace(Artifact.read(path), preprocess=preprocess).stamp(model)
+    onnx.save(model, path)
+    return {prop.key: prop.value for prop in model.metadata_props}
+
+
+def test_image_keys_follow_the_preprocessing(tmp_path: Path) -> None:
+    path = conv_chain(tmp_path / "a.onnx", metadata={"Image.NominalPixelRange": "theirs"})
+    assert _stamped(path, None)["Image.NominalPixelRange"] == "theirs"
+    unit = Preprocess(size=(24, 24), channels="L")
+    assert _stamped(path, unit)["Image.NominalPixelRange"] == "Normalized_0_1"
+    assert "Image.NominalPixelRange" not in _stamped(path, FULL)  # 0 to 1 no longer
+    assert not [key for key in _stamped(path, None) if key.startswith("Image.")]
+
+
+@pytest.mark.parametrize(
+    ("scale", "mean", "std", "expected"),
+    [
+        (1.0, 0.0, 1.0, "NominalRange_0_255"),
+        (1 / 127.5, 1.0, 1.0, "Normalized_1_1"),
+        (1 / 255, 0.5, 0.5, "Normalized_1_1"),
+        (1 / 255, 0.1307, 0.3081, None),
+    ],
+)
+def test_nominal_pixel_range(scale: float, mean: float, std: float, expected: str | None, tmp_path: Path) -> None:
+    """Names of the ONNX standard's MetadataProps."""
+    preprocess = Preprocess(size=(24, 24), scale=scale, mean=(mean,) * 3, std=(std,) * 3)
+    path = conv_chain(tmp_path / "a.onnx")
+    assert _stamped(path, preprocess).get("Image.NominalPixelRange") == expected

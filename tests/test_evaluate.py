@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from conftest import Trained
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from tiny_onnx import save_graph
 
 from deploykit import data
-from deploykit.artifact import Artifact, Preprocess
+from deploykit.artifact import Artifact, Preprocess, load_model
+from deploykit.bench import BenchOptions, bench_onnx
+from deploykit.commands.options import load_for_model
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError
+from deploykit.errors import DeploykitError, InputError, UnknownNameError
 from deploykit.evaluate import EvaluateOptions, evaluate_onnx
+from deploykit.graph.profile import profile_onnx
 from deploykit.preprocess import apply
 
 
@@ -128,3 +135,160 @@ def test_labels_are_matched_by_name(trained: Trained) -> None:
     first, second = evaluate_onnx(trained.onnx, test), evaluate_onnx(trained.onnx, shuffled)
     assert second.top1 == first.top1
     assert second.per_class == first.per_class
+
+
+def _told(path: Path, **metadata: object) -> Path:
+    model = onnx.load(path)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=f"deploykit.{key}", value=json.dumps(value))
+    onnx.save(model, path)
+    return path
+
+
+UNIT = Preprocess(size=(8, 8), channels="L")
+
+
+def test_a_reference_keeps_its_own_preprocessing(tmp_path: Path) -> None:
+    """``preprocess`` is for the model that does not say it; with "raw" the reference would call everything bright."""
+    model = _bright_or_dark(tmp_path / "m.onnx", gain=1 / 255)  # takes 0–255
+    reference = _told(_bright_or_dark(tmp_path / "r.onnx"), preprocess=UNIT.to_json())
+    assert evaluate_onnx(model, _halves(), reference=reference, preprocess="raw").agreement == 1.0
+    silent = _bright_or_dark(tmp_path / "s.onnx", gain=1 / 255)
+    assert evaluate_onnx(model, _halves(), reference=silent, preprocess="raw").agreement == 1.0
+
+
+def _turned(path: Path) -> Path:
+    """``_bright_or_dark`` with its two logits exchanged."""
+    model = onnx.load(_bright_or_dark(path))
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[..., ::-1].copy(), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_agreement_is_by_the_names_of_the_classes(tmp_path: Path) -> None:
+    about = {"preprocess": UNIT.to_json()}
+    model = _told(_bright_or_dark(tmp_path / "m.onnx"), labels=["dark", "bright"], **about)
+    turned = _told(_turned(tmp_path / "t.onnx"), labels=["bright", "dark"], **about)
+    record = evaluate_onnx(model, _halves(), reference=turned)
+    assert (record.top1, record.agreement, record.warnings) == (1.0, 1.0, ())
+    wide = _told(_bright_or_dark(tmp_path / "w.onnx", outputs=3), labels=["dark", "bright", "other"], **about)
+    assert evaluate_onnx(model, _halves(), reference=wide).agreement == 1.0
+    other = _told(_bright_or_dark(tmp_path / "o.onnx"), labels=["night", "day"], **about)
+    assert "o.onnx: night, …; m.onnx: dark" in evaluate_onnx(model, _halves(), reference=other).warnings[0]
+    foreign = _bright_or_dark(tmp_path / "f.onnx", outputs=3)
+    with pytest.raises(InputError, match=r"f\.onnx tells 3 classes apart, m\.onnx has 2"):
+        evaluate_onnx(model, _halves(), reference=foreign, preprocess="unit")
+
+
+def test_repeated_class_names_of_data_are_refused(tmp_path: Path) -> None:
+    twice = replace(_halves(), labels=("same", "same"))
+    with pytest.raises(InputError, match="halves has the class 'same' more than once"):
+        evaluate_onnx(_bright_or_dark(tmp_path / "m.onnx"), twice, preprocess="unit")
+
+
+def test_every_stage_calls_a_precision_by_the_same_name(trained: Trained, tmp_path: Path) -> None:
+    data_ = data.load("shapes", "test").take(20)
+    foreign = tmp_path / "int8.onnx"
+    model = load_model(trained.int8)
+    kept = [prop for prop in model.metadata_props if prop.key != "deploykit.precision"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, foreign)
+    plain = _bright_or_dark(tmp_path / "plain.onnx")
+    timings = bench_onnx([foreign, plain], BenchOptions(threads=1, samples=5, min_time_s=0)).results
+    assert [timing.precision for timing in timings] == ["int8", "fp32"]
+    assert [profile_onnx(path).precision for path in (foreign, plain)] == ["int8", "fp32"]
+    assert evaluate_onnx(foreign, data_).precision == "int8"
+    assert evaluate_onnx(plain, _halves(), preprocess="unit").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"threads": 0}, InputError, "threads 0; allowed: 1 or more"),
+        ({"provider": "cpux"}, UnknownNameError, "did you mean 'cpu'"),
+        ({"batch_size": 0}, InputError, "batch size 0"),
+    ],
+)
+def test_options_are_checked_before_any_work(
+    options: dict[str, object], error: type[DeploykitError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        EvaluateOptions(**options)  # type: ignore[arg-type]
+
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+MEAN = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
+
+
+ODD = {
+    "int-output": ([MEAN, helper.make_node("ArgMax", ["m"], ["y"], axis=1, keepdims=0)], ["N", 1, 8, 8], FLOAT),
+    "picture-output": ([helper.make_node("Relu", ["x"], ["y"])], ["N", 1, 8, 8], FLOAT),
+    "scalar-output": ([helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)], ["N", 1, 8, 8], FLOAT),
+    "sequence-output": ([MEAN, helper.make_node("SequenceConstruct", ["m"], ["y"])], ["N", 1, 8, 8], FLOAT),
+    "int-input": ([helper.make_node("Cast", ["x"], ["y"], to=FLOAT)], ["N", 1, 8, 8], INT64),
+    "rank-2-input": ([helper.make_node("Relu", ["x"], ["y"])], ["N", 64], FLOAT),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("preprocess", ["unit", UNIT])
+def test_odd_models_end_in_one_line(name: str, preprocess: str | Preprocess, tmp_path: Path) -> None:
+    model = _odd(tmp_path / "odd.onnx", *ODD[name])
+    with pytest.raises(DeploykitError) as caught:
+        evaluate_onnx(model, _halves(), preprocess=preprocess)
+    assert "\n" not in str(caught.value)
+
+
+def _odd(path: Path, nodes: list[onnx.NodeProto], shape: list[object], kind: int) -> Path:
+    """The answer's type is what the nodes make of it."""
+    entry = helper.make_tensor_value_info("x", kind, shape)
+    if nodes[-1].op_type == "SequenceConstruct":
+        answer = helper.make_tensor_sequence_value_info("y", FLOAT, None)
+    else:
+        answer = helper.make_tensor_value_info("y", INT64 if nodes[-1].op_type == "ArgMax" else FLOAT, None)
+    graph = helper.make_graph(nodes, "odd", [entry], [answer])
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 13)]), path)
+    return path
+
+
+def test_the_first_of_several_outputs_and_channels_last(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.array([[-1.0, 1.0]], np.float32), "w")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["m", "w"], ["p"]),
+        helper.make_node("Add", ["p", "b"], ["y"]),
+        helper.make_node("ArgMax", ["y"], ["best"], axis=1),
+        helper.make_node("Shape", ["x"], ["size"]),
+    ]
+    bias = numpy_helper.from_array(np.array([0.5, -0.5], np.float32), "b")
+    ends = [("y", FLOAT, ["N", 2]), ("best", INT64, ["N", 1]), ("size", INT64, [4])]
+    for name, sides in (("fixed", 8), ("free", None)):
+        model = save_graph(
+            tmp_path / f"{name}.onnx", nodes, [("x", FLOAT, ["N", sides, sides, 1])], ends, [weight, bias]
+        )
+        given = Preprocess(size=(8, 8), channels="L", layout="NHWC")
+        assert evaluate_onnx(model, _halves(), preprocess=given).top1 == 1.0
+    with pytest.raises(InputError, match="known H and W"):
+        evaluate_onnx(tmp_path / "free.onnx", _halves(), preprocess="unit")
+
+
+def test_a_folder_that_has_changed_since_the_training_is_doubted(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for label, grey in (("dark", 20), ("bright", 230)):
+        (folder / label).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (8, 8), grey + index).save(folder / label / f"{index}.png")
+    digest = data.load(folder, "all").digest
+    artifact = replace(Artifact.read(trained.onnx), dataset="photos", training={"dataset_digest": digest})
+    same = load_for_model(artifact, str(folder), "auto", None)
+    assert (same.split, len(same), same.notes) == ("test", 4, ())
+    Image.new("L", (8, 8), 5).save(folder / "dark" / "new.png")
+    changed = load_for_model(artifact, str(folder), "auto", None)
+    assert changed.split == "test"
+    assert "some of these may have been trained on" in changed.notes[-1]
+    model = _bright_or_dark(tmp_path / "m.onnx")
+    assert evaluate_onnx(model, changed, preprocess="unit").warnings == changed.notes
+    elsewhere = replace(artifact, dataset="other")
+    assert load_for_model(elsewhere, str(folder), "auto", None).split == "all"

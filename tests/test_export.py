@@ -195,3 +195,49 @@ def test_sources(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_options_validate_themselves(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match="allowed"):
         ExportOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_weights_above_the_limit_of_one_file_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is lowered instead of a model of 2 GiB being made; everything else is the real path."""
+    monkeypatch.setattr("deploykit.export._ONE_FILE_BYTES", 1000)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 40))
+    artifact = export_onnx(module, tmp_path / "big.onnx", example=PICTURES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert artifact.parity is not None and artifact.parity["max_abs"] < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "big.onnx"), providers=["CPUExecutionProvider"])
+    got = session.run(None, {"input": PICTURES[:3].numpy()})[0]
+    np.testing.assert_allclose(got, module(PICTURES[:3]).detach().numpy(), atol=1e-4)
+    with pytest.raises(OutputError, match="--overwrite"):
+        export_onnx(module, tmp_path / "big.onnx", example=PICTURES)
+    with pytest.raises(ParityError):
+        export_onnx(Constant(), tmp_path / "other.onnx", example=PICTURES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def made(needed): pass", "raised TypeError"),
+        ("def made(): raise KeyError('x')", "raised KeyError"),
+        ("def made(): return None", "returned NoneType"),
+        ("1 / 0", "raised ZeroDivisionError"),
+        ("import no_such_package", "cannot import"),
+    ],
+)
+def test_a_users_own_code_that_fails_is_said_to_be_theirs(
+    body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"theirs_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(body + "\n")
+    with pytest.raises(InputError, match=says):
+        open_source(f"{name}:made")
+
+
+def test_fresh_networks_have_used_normalisation() -> None:
+    """A fresh BatchNorm is the identity and would hide a wrong fold from the parity check."""
+    module = open_source("mnist-cnn").module
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm1d)]
+    assert norms and all(norm.running_mean.abs().max() > 0 for norm in norms)
+    assert not module.training

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Trained
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "onnx", "onnxruntime", "altair", "matplotlib", "rich.console", "PIL", "numpy")
@@ -56,6 +57,41 @@ def _loaded(code: str) -> set[str]:
 )
 def test_light_imports(code: str, absent: tuple[str, ...]) -> None:
     assert not _loaded(code) & set(absent)
+
+
+def test_the_base_install_measures_without_torch(trained: Trained, tmp_path: Path) -> None:
+    """A real process in which torch, onnxscript, safetensors, altair and jinja2 cannot be imported."""
+    heavy = ("torch", "onnxscript", "safetensors", "altair", "vl_convert", "jinja2")
+    program = f"import sys\nfor name in {heavy}: sys.modules[name] = None\n"
+    program += "from deploykit.cli import main\nsys.exit(main(sys.argv[1:]))"
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+
+    onnx = trained.onnx
+    for arguments in (
+        ("models",),
+        ("inspect", onnx, "--layers"),
+        ("evaluate", onnx, "--data", "shapes", "-o", tmp_path / "a.json"),
+        ("quantize", onnx, "-o", tmp_path / "q.onnx", "--calibrate", "shapes"),
+        ("bench", onnx, "--samples", "10", "--min-time", "0.01", "-o", tmp_path / "b.json"),
+        ("report", tmp_path, "-o", tmp_path / "r.md"),
+        ("data", "list"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+    for arguments, extra in (
+        (("inspect", "lenet5"), "torch"),
+        (("inspect", trained.folder), "torch"),
+        (("export", "lenet5", "-o", tmp_path / "m.onnx"), "torch"),
+        (("train", "lenet5", "--data", "shapes", "-o", tmp_path / "run"), "torch"),
+        (("run", "lenet5", "--data", "shapes", "-o", tmp_path / "chain"), "torch"),
+        (("report", tmp_path, "-o", tmp_path / "r.html"), "report"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and f"deploykit[{extra}]" in done.stderr, (arguments, done.stderr)
+        assert done.stderr.count("\n") == 1
+        assert "internal error" not in done.stderr
 
 
 def test_no_traces_of_the_terminal_in_the_library() -> None:

@@ -8,14 +8,15 @@ import onnxruntime
 import pytest
 from conftest import Trained
 from onnx import TensorProto, helper, numpy_helper
-from tiny_onnx import conv_chain, relu, save_graph
+from tiny_onnx import conv_chain, matmul, relu, save_graph
 
-from deploykit import data
+from deploykit import cli, data, files
 from deploykit.artifact import Artifact
 from deploykit.errors import DataError, DeploykitError, InputError, ModelFileError, OutputError, UnknownNameError
 from deploykit.evaluate import Classifier
 from deploykit.files import sha256_file
 from deploykit.quantize import QuantizeOptions, quantize_onnx
+from deploykit.results import read_record
 
 
 def test_int8_is_smaller_and_answers_alike(trained: Trained) -> None:
@@ -139,3 +140,162 @@ def test_a_model_with_a_fixed_batch(tmp_path: Path) -> None:
     assert record.compared_samples == 8
     session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": SAMPLES[:3]})[0].shape == (3, 16, 24, 24)
+
+
+def test_a_file_that_did_not_get_smaller_is_said(tmp_path: Path) -> None:
+    record = quantize_onnx(
+        matmul(tmp_path / "m.onnx", 8, 4),
+        tmp_path / "q.onnx",
+        calibration=[np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)],
+    )
+    assert record.file_bytes > record.parent_bytes
+    assert len(record.warnings) == 1
+    assert "not smaller" in record.warnings[0]
+
+
+def test_kernels_are_compared_with_the_plain_graph(trained: Trained, tmp_path: Path) -> None:
+    """The figure equals a count with two bare sessions on the same samples."""
+    train = data.load("shapes", "train")
+    assert trained.quantization.unoptimised_agreement is not None
+    pictures = train.take(256).pictures(np.arange(256))
+    fast, plain = (Classifier.open(trained.int8, optimize=flag).predict(pictures).argmax(1) for flag in (True, False))
+    assert trained.quantization.unoptimised_agreement == pytest.approx((fast == plain).mean())
+
+
+def _odd_end(path: Path) -> Path:
+    """A convolution whose answer is a sequence."""
+    model = onnx.load(conv_chain(path))
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["y1"], ["list"]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None))
+    onnx.save(model, path)
+    return path
+
+
+def _wrong_shapes(path: Path) -> Path:
+    """A product that no shape inference accepts."""
+    weight = numpy_helper.from_array(np.ones((7, 4), np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    ends = [("x", TensorProto.FLOAT, ["N", 16, 24, 24])], [("y", TensorProto.FLOAT, ["N", 4])]
+    return save_graph(path, nodes, *ends, [weight])
+
+
+def _unknown_operator(path: Path) -> Path:
+    model = onnx.load(conv_chain(path))
+    model.graph.node.append(helper.make_node("NoSuch", ["y1"], ["z"], domain="nowhere"))
+    model.graph.output[0].name = "z"
+    model.opset_import.append(helper.make_opsetid("nowhere", 1))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("make", [_odd_end, _wrong_shapes, _unknown_operator])
+def test_what_the_quantizer_did_not_foresee_ends_in_one_line(make: object, tmp_path: Path) -> None:
+    model = make(tmp_path / "model.onnx")  # type: ignore[operator]
+    with pytest.raises(InputError) as caught:
+        quantize_onnx(model, tmp_path / "out" / "q.onnx", calibration=[SAMPLES])
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def _older(path: Path, opset: int, ir_version: int, *, constants: bool = False) -> Path:
+    """A convolution and a product; below IR 4 its weights are inputs, with ``constants`` they are nodes."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (4, 3, 3, 3), "f": (256, 5), "b": (5,)}
+    weights = [numpy_helper.from_array(random.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()]
+    nodes = [
+        *(helper.make_node("Constant", [], [weight.name], value=weight) for weight in weights if constants),
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["z"]),
+        helper.make_node("Gemm", ["z", "f", "b"], ["y"]),
+    ]
+    inputs = [("x", TensorProto.FLOAT, ["N", 3, 8, 8])]
+    if ir_version < 4 and not constants:
+        inputs += [(name, TensorProto.FLOAT, list(shape)) for name, shape in shapes.items()]
+    outputs = [("y", TensorProto.FLOAT, ["N", 5])]
+    save_graph(path, nodes, inputs, outputs, [] if constants else weights, opset=opset)
+    model = onnx.load(path)
+    model.ir_version = ir_version
+    onnx.save(model, path)
+    return path
+
+
+ROWS = np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("opset", "ir_version", "constants"), [(7, 3, False), (9, 4, False), (12, 7, False), (9, 4, True), (17, 8, True)]
+)
+def test_older_operator_sets_and_constant_nodes(opset: int, ir_version: int, constants: bool, tmp_path: Path) -> None:
+    model = _older(tmp_path / "m.onnx", opset, ir_version, constants=constants)
+    record = quantize_onnx(model, tmp_path / "q.onnx", calibration=[ROWS])
+    assert record.snr_db is not None and record.snr_db > 25.0
+    assert any(f"raised from {opset} to 13" in warning for warning in record.warnings) == (opset < 13)
+    made = onnx.load(tmp_path / "q.onnx")
+    assert {entry.version for entry in made.opset_import if not entry.domain} == {max(opset, 13)}
+    (scale,) = (tensor for tensor in made.graph.initializer if tensor.name == "w_scale")
+    assert list(scale.dims) == [4]  # one a channel
+    session = onnxruntime.InferenceSession(tmp_path / "q.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": ROWS[:3]})[0].shape == (3, 5)
+
+
+def test_an_operator_set_that_cannot_be_raised_is_refused(tmp_path: Path) -> None:
+    model = _older(tmp_path / "m.onnx", 1, 3)
+    with pytest.raises(ModelFileError, match="has opset 1, which ONNX cannot raise to the 13") as caught:
+        quantize_onnx(model, tmp_path / "q.onnx", calibration=[ROWS])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_tools_keys_keep_their_own_values(trained: Trained, tmp_path: Path) -> None:
+    keys = {prop.key: prop.value for prop in onnx.load(trained.int8).metadata_props}
+    assert keys["onnx.infer"] == keys["onnx.quant.pre_process"] == "onnxruntime.quant"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_are_checked(seed: int) -> None:
+    with pytest.raises(InputError, match=r"seed -?\d+; allowed: 0 to 4294967295"):
+        QuantizeOptions(seed=seed)
+
+
+def _command(trained: Trained, output: Path, *more: str) -> int:
+    return cli.main(
+        ["quantize", str(trained.onnx), "-o", str(output), "--calibrate", "shapes", "--samples", "40", *more]
+    )
+
+
+def test_the_record_beside_is_never_lost(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, beside = tmp_path / "q.onnx", tmp_path / "q.quantization.json"
+    beside.write_text("mine")
+    assert _command(trained, output) == 2
+    assert "q.quantization.json exists already" in capsys.readouterr().err
+    assert (beside.read_text(), output.exists()) == ("mine", False)
+    assert _command(trained, output, "--overwrite") == 0
+    assert read_record(beside).to_document()["model"] == "q.onnx"
+
+
+def test_no_model_without_its_record(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full once the model lies on it."""
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OutputError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr(files, "write_json", full)
+    assert _command(trained, tmp_path / "q.onnx") == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_fails_its_check_is_not_moved_into_place(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Artifact:
+        assert path.is_file()
+        raise ModelFileError(f"{path} is not a valid ONNX model")
+
+    monkeypatch.setattr(Artifact, "read", refuse)
+    with pytest.raises(ModelFileError):
+        quantize_onnx(trained.onnx, tmp_path / "q.onnx", calibration=data.load("shapes", "train"))
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import random
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Trained
+from PIL import Image
 
 from deploykit import data
 from deploykit.augment import AUGMENTATIONS, augmentation
 from deploykit.checkpoint import read_checkpoint
 from deploykit.data.dataset import Dataset
-from deploykit.errors import CheckpointError, InputError, OutputError, UnknownNameError
-from deploykit.files import read_json, sha256_file
-from deploykit.results import Training, read_record
-from deploykit.train import CHECKPOINT, train_network
+from deploykit.errors import InputError, OutputError, UnknownNameError
+from deploykit.files import sha256_file
+from deploykit.results import read_record
+from deploykit.train import train_network
 from deploykit.training_loop import _batches, _rate
-from deploykit.training_recipes import TrainOptions, recipe_for
+from deploykit.training_recipes import AUGMENTATION_NAMES, TrainOptions
 
 QUICK = TrainOptions(epochs=2, batch_size=64, augment="shapes", threads=1, device="cpu")
 
@@ -60,92 +55,6 @@ def test_same_seed_same_bits_other_seed_other_bits(small: tuple[Dataset, Dataset
     assert digests[0] == digests[1] != digests[2]
 
 
-class _Stop(Exception):
-    pass
-
-
-def test_resume_after_an_interruption_gives_the_same_bits(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    """Interrupted in the first, in a middle and in the last epoch, with dropout, BatchNorm and both optimizers."""
-    small = small[0].take(150), small[1].take(30)
-    cases = (("mnist-cnn", "adamw", (1, 2, 3)), ("cifar-cnn", "sgd", (2,)))
-    for network, optimizer, stops in cases:
-        options = replace(QUICK, epochs=3, optimizer=optimizer, learning_rate=0.01, batch_size=50)
-        straight = train_network(network, *small, tmp_path / network / "straight", options)
-        for stop_at in (f"epoch {epoch}/3" for epoch in stops):
-            folder = tmp_path / network / stop_at.replace("/", "-")
-
-            def interrupt(stage: str, done: int, total: int, note: str = "", at: str = stop_at) -> None:
-                if stage == at and done > 50:
-                    raise _Stop
-
-            with pytest.raises(_Stop):
-                train_network(network, *small, folder, options, progress=interrupt)
-            resumed = train_network(network, *small, folder, options, resume=True)
-            assert resumed.checkpoint_sha256 == straight.checkpoint_sha256
-            assert [r["train_loss"] for r in resumed.history] == [r["train_loss"] for r in straight.history]
-
-
-def _kill_and_resume(folder: Path, epochs: int, kills: int) -> None:
-    """Kills a real training at random moments of its work; what the last one writes equals an undisturbed run's."""
-    options = recipe_for("shapes-color-shape").changed(epochs=epochs, threads=1)
-    splits = data.load("shapes", "train"), data.load("shapes", "test")
-    command = [sys.executable, "-m", "deploykit", "train", "color-shape-mlp", "--data", "shapes", "--resume"]
-    command += ["--threads", "1", "--epochs", str(epochs), "-o", str(folder / "killed")]
-    state, moments = folder / "killed" / "state.safetensors", random.Random(5)
-    for _ in range(kills):
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
-            os.sched_yield()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=moments.uniform(0.0, 0.8))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it came to its end before its moment: give it more epochs"
-    resumed = train_network("color-shape-mlp", *splits, folder / "killed", options, resume=True)
-    straight = train_network("color-shape-mlp", *splits, folder / "straight", options)
-    assert resumed.epochs == epochs == len(resumed.history)
-    assert sha256_file(folder / "killed" / CHECKPOINT) == straight.checkpoint_sha256
-    assert not [path for path in (folder / "killed").iterdir() if "partial" in path.name]
-
-
-def test_sigkill_and_resume(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, epochs=4, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_ten_sigkills_and_resume(tmp_path: Path) -> None:
-    _kill_and_resume(tmp_path, epochs=40, kills=10)
-
-
-def test_a_finished_training_is_not_repeated_and_not_overwritten(
-    small: tuple[Dataset, Dataset], tmp_path: Path
-) -> None:
-    first = train_network("lenet1", *small, tmp_path / "run", QUICK)
-    with pytest.raises(OutputError, match=r"--resume or --overwrite"):
-        train_network("lenet1", *small, tmp_path / "run", QUICK)
-    assert train_network("lenet1", *small, tmp_path / "run", QUICK, resume=True) == first
-    other = train_network("lenet1", *small, tmp_path / "run", replace(QUICK, seed=9), overwrite=True)
-    assert other.checkpoint_sha256 != first.checkpoint_sha256
-    assert Training.from_document(read_json(tmp_path / "run" / "train.json")) == other
-
-
-@pytest.mark.parametrize(
-    ("change", "says"), [({"seed": 7}, "option seed"), ({"epochs": 5}, "option epochs"), ({"threads": 2}, "threads")]
-)
-def test_resuming_with_other_options_names_the_difference(
-    small: tuple[Dataset, Dataset], tmp_path: Path, change: dict[str, int], says: str
-) -> None:
-    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
-        if stage == "epoch 2/2":
-            raise _Stop
-
-    with pytest.raises(_Stop):
-        train_network("lenet1", *small, tmp_path, QUICK, progress=interrupt)
-    with pytest.raises(CheckpointError, match=f"{says} was"):
-        train_network("lenet1", *small, tmp_path, replace(QUICK, **change), resume=True)
-
-
 def test_a_diverging_loss_is_said(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     options = replace(QUICK, optimizer="sgd", learning_rate=1e30, warmup_epochs=0.0)
     with pytest.raises(InputError, match=r"loss became .* --learning-rate"):
@@ -157,8 +66,8 @@ def test_bad_input(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train, test = small
     with pytest.raises(UnknownNameError, match="did you mean 'lenet5'"):
         train_network("lenet-5", train, test, tmp_path / "a", QUICK)
-    with pytest.raises(UnknownNameError, match="augmentation 'digit'"):
-        train_network("lenet5", train, test, tmp_path / "a", replace(QUICK, augment="digit"))
+    with pytest.raises(UnknownNameError, match="augmentation 'digit'; did you mean 'digits'"):
+        replace(QUICK, augment="digit")
     with pytest.raises(InputError, match="differ"):
         train_network("lenet5", train, data.load("shapes-color", "test"), tmp_path / "b", QUICK)
     with pytest.raises(OutputError, match="cannot write"):
@@ -168,11 +77,60 @@ def test_bad_input(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}]
-    + [{"label_smoothing": 1.0}, {"optimizer": "adam"}, {"device": "tpu"}, {"threads": 0}, {"warmup_epochs": -1.0}],
+    + [{"label_smoothing": 1.0}, {"optimizer": "adam"}, {"device": "tpu"}, {"threads": 0}, {"warmup_epochs": -1.0}]
+    + [{"seed": -1}, {"seed": 2**32}, {"threads": 10**6}, {"augment": "photo"}],
 )
 def test_options_validate_themselves(bad: dict[str, object]) -> None:
     with pytest.raises(InputError, match="allowed"):
         TrainOptions(**bad)  # type: ignore[arg-type]
+
+
+def test_the_largest_seed_trains(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    options = replace(QUICK, epochs=1, seed=2**32 - 1)
+    assert train_network("lenet1", small[0].take(60), small[1], tmp_path, options).seed == 2**32 - 1
+
+
+def test_one_picture_at_a_time(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """BatchNorm has no variance there and says so; a network without it learns."""
+    train, test = small
+    options = replace(QUICK, epochs=1)
+    cases = (("batch size 1 ", train, replace(options, batch_size=1)), (" 1 training pictures", train.take(1), options))
+    for says, split, chosen in cases:
+        with pytest.raises(InputError, match=f"color-shape-cnn has BatchNorm.*{says}.*allowed: 2 or more"):
+            train_network("color-shape-cnn", split, test, tmp_path / "norm", chosen)
+    assert not (tmp_path / "norm").exists()
+    train_network("lenet1", train.take(5), test, tmp_path / "five", replace(options, batch_size=1))
+    train_network("lenet1", train.take(1), test, tmp_path / "one", options)
+
+
+def test_a_test_loss_that_is_not_finite_is_said(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    """The only step of the first epoch spoils the weights; the training loss was taken before it."""
+    options = replace(QUICK, epochs=1, batch_size=1000, optimizer="sgd", learning_rate=1e38, warmup_epochs=1e-9)
+    with pytest.raises(InputError, match=r"test loss became .* --learning-rate"):
+        train_network("lenet5", *small, tmp_path, replace(options, epochs=2))
+
+
+def test_the_speed_is_that_of_the_training_pass(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    record = train_network("lenet1", small[1], small[0], tmp_path, QUICK)
+    training = sum(row["train_seconds"] for row in record.history)
+    assert record.images_per_s == pytest.approx(90 * 2 / training, abs=0.1)
+    assert record.seconds == pytest.approx(sum(row["seconds"] for row in record.history), abs=1e-3)
+    assert all(0.0 < row["train_seconds"] < row["seconds"] for row in record.history)
+
+
+def test_statistics_are_those_of_the_inputs(tmp_path: Path) -> None:
+    """Colour to grey in whole steps, as Pillow; larger pictures resized first: a fine checkerboard is even grey."""
+    targets, options = np.arange(20) % 2, replace(QUICK, epochs=1, augment="none")
+    colours = np.random.default_rng(0).integers(0, 4, (20, 1, 1, 3), dtype=np.uint8).repeat(28, 1).repeat(28, 2)
+    board = np.zeros((20, 56, 56, 1), np.uint8)
+    board[:, ::2, ::2] = board[:, 1::2, 1::2] = 200
+    greys = [np.asarray(Image.fromarray(picture).convert("L")) for picture in colours]
+    for name, images, mean in (("dark", colours, np.mean(greys) / 255.0), ("board", board, 100 / 255.0)):
+        pictures = Dataset.from_arrays(name, images, targets)
+        train_network("color-mlp", pictures, pictures, tmp_path / name, options)
+        preprocess = read_checkpoint(tmp_path / name / "checkpoint.safetensors").preprocess
+        assert preprocess.mean == pytest.approx([mean], abs=1e-3 if name == "board" else 6e-5)
+        assert preprocess.std[0] < 0.02
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -189,6 +147,10 @@ def test_batches_hold_every_picture_once_and_never_one_alone() -> None:
         slices = [chosen for _, chosen in _batches(torch.randperm(total), size)]
         assert sorted(torch.cat(slices).tolist()) == list(range(total))
         assert total == 1 or min(len(chosen) for chosen in slices) > 1
+
+
+def test_augmentations_are_those_that_options_allow() -> None:
+    assert tuple(AUGMENTATIONS) == AUGMENTATION_NAMES
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))

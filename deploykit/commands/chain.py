@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploykit.commands.options import DataDir, Json, Threads
+from deploykit.commands.options import DataDir, Json, Overwrite, Threads
 from deploykit.figures import byte_text, millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
@@ -27,6 +27,7 @@ def run(
     recipe: Annotated[str, typer.Option(help="Quantization recipe.")] = "int8",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 256,
     threads: Threads = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train, export, quantize, evaluate, bench and report; repeat it to go on where it stopped.
@@ -37,12 +38,15 @@ def run(
 
     options = PipelineOptions(epochs=epochs, seed=seed, recipe=recipe, samples=samples, threads=threads)
     with progress_bar() as progress:
-        result = run_pipeline(networks, data, output, options, data_dir=data_dir, progress=progress)
+        result = run_pipeline(
+            networks, data, output, options, data_dir=data_dir, overwrite=overwrite, progress=progress
+        )
     _print_result(result, as_json)
 
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")] = Path("deploykit-demo"),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole chain on generated pictures with three small networks, in about a minute.
@@ -52,7 +56,7 @@ def demo(
     from deploykit.pipeline import run_demo
 
     with progress_bar() as progress:
-        result = run_demo(output, progress=progress)
+        result = run_demo(output, overwrite=overwrite, progress=progress)
     _print_result(result, as_json)
 
 

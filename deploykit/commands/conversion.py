@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -96,10 +97,13 @@ def quantize(
     """
     from deploykit import data as room
     from deploykit.artifact import Artifact
-    from deploykit.files import write_json
+    from deploykit.files import check_writable, write_json
     from deploykit.quantize import QuantizeOptions, quantize_onnx
 
     options = QuantizeOptions(recipe=recipe, samples=samples, seed=seed)
+    beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
+    for target in (output, beside):
+        check_writable(target, overwrite=overwrite)
     artifact = Artifact.read(model)
     dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
     with progress_bar() as progress:
@@ -112,7 +116,10 @@ def quantize(
             overwrite=overwrite,
             progress=progress,
         )
-    write_json(output.with_name(output.name.removesuffix(".onnx") + ".quantization.json"), record.to_document())
+    with ExitStack() as undo:  # no model without its record
+        undo.callback(output.unlink, missing_ok=True)
+        write_json(beside, record.to_document(), overwrite=overwrite)
+        undo.pop_all()
     for warning in record.warnings:
         note(f"warning: {warning}")
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,6 +103,9 @@ def load_for_model(artifact: Artifact, data: str, split: str, data_dir: Path | N
 
     With ``split`` "auto": the test split where the source has splits; of a flat source the held-out fifth when the
     model was trained on it, and all pictures otherwise.
+
+    A flat source that only has the name of the one trained on (a picture was added, or it is another folder) may hold
+    pictures that were trained on, and which ones cannot be told. Then the fifth is taken too, and a note says so.
     """
     from deploykit import data as room
 
@@ -112,4 +116,10 @@ def load_for_model(artifact: Artifact, data: str, split: str, data_dir: Path | N
     trained_on = (artifact.training or {}).get("dataset_digest")
     if test.has_splits or test.source_digest == trained_on:
         return test
+    if artifact.dataset == test.name:
+        doubt = (
+            f"the model was trained on {test.name}, whose pictures were others then; some of these may have been"
+            " trained on, and the accuracy may be too high; --split all takes every picture, if they are new"
+        )
+        return replace(test, notes=(*test.notes, doubt))
     return room.load(data, "all", data_dir=data_dir, classes=classes)

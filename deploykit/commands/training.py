@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
 from deploykit.figures import percent_text
 from deploykit.terminal import note, print_json, print_line, progress_bar
+
+if TYPE_CHECKING:
+    from deploykit.results import Training
 
 __all__ = ["train"]
 
@@ -72,13 +76,17 @@ def train(
             overwrite=overwrite,
             progress=progress,
         )
-    for warning in (*train_split.notes, *record.warnings):
-        note(f"note: {warning}")
+    _tell(record, (*train_split.notes, *record.warnings), output, as_json=as_json)
+
+
+def _tell(record: Training, notes: Iterable[str], output: Path, *, as_json: bool) -> None:
+    for text in notes:
+        note(f"note: {text}")
     if as_json:
         print_json(record.to_document())
         return
     print_line(
-        f"{network} on {record.dataset}: test accuracy {percent_text(record.test_top1)} after {record.epochs} epochs,"
-        f" {record.seconds:.0f} s, {record.images_per_s:,.0f} pictures/s on {record.device}"
+        f"{record.network} on {record.dataset}: test accuracy {percent_text(record.test_top1)} after {record.epochs}"
+        f" epochs, {record.seconds:.0f} s, {record.images_per_s:,.0f} pictures/s on {record.device}"
     )
     print_line(f"{output / record.checkpoint}")

@@ -7,13 +7,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.artifact import Artifact, load_model
 from deploykit.files import deflated_size
 from deploykit.graph.activations import peak_activation_bytes
+from deploykit.graph.precision import precision_of
+from deploykit.graph.products import PRODUCTS, Product
 from deploykit.graph.shapes import Shapes, infer
 from deploykit.graph.weights import Constant, Constants, collect, nodes_of
 from deploykit.results import LayerProfile, Profile
@@ -24,31 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["profile_onnx"]
 
 
-@dataclass(frozen=True)
-class _Product:
-    """Where an operator that multiplies has its inputs; None for what it lacks."""
-
-    data: int = 0
-    weight: int = 1
-    bias: int | None = None
-    kind: str = "matmul"
-
-
-_PRODUCTS: Mapping[str, _Product] = {
-    "Conv": _Product(bias=2, kind="conv"),
-    "FusedConv": _Product(bias=2, kind="conv"),
-    "ConvInteger": _Product(kind="conv"),
-    "QLinearConv": _Product(weight=3, bias=8, kind="conv"),
-    "ConvTranspose": _Product(bias=2, kind="transposed"),
-    "Gemm": _Product(bias=2),
-    "FusedGemm": _Product(bias=2),
-    "QGemm": _Product(weight=3, bias=6),
-    "MatMul": _Product(),
-    "FusedMatMul": _Product(),
-    "MatMulInteger": _Product(),
-    "QLinearMatMul": _Product(weight=3),
-    "MatMulNBits": _Product(bias=5),
-}
 _STRUCTURED = tuple(f"deploykit.{key}" for key in ("preprocess", "labels", "parity", "training"))
 _UNCOUNTED = frozenset(
     {
@@ -116,7 +92,7 @@ def profile_onnx(
         file_bytes=sum(file.stat().st_size for file in files),
         download_bytes=sum(map(deflated_size, files)) if download else None,
         peak_activation_bytes=peak_activation_bytes(shapes, constants),
-        precision=_precision(counter.weight_types, artifact),
+        precision=precision_of(model),
         layers=tuple(counter.layers),
         operators=dict(Counter(node.op_type for node in nodes_of(shapes.graph) if node.op_type != "Constant")),
         input_shape=_without_batch(shapes, artifact),
@@ -149,9 +125,7 @@ class _Counter:
         self.layers: list[LayerProfile] = []
         self.names: dict[str, str] = {}  # constant -> layer that holds it
         self.unknown: list[str] = []
-        self.weight_types: set[str] = set()
         self.uncounted: set[str] = set()
-        self.makers = {name: node for node in nodes_of(shapes.graph) for name in node.output}
         self.batch = self._fixed_batch()
         for node in nodes_of(shapes.graph):
             self._visit(node)
@@ -186,12 +160,9 @@ class _Counter:
         )
 
     def _multiplications(self, node: onnx.NodeProto, name: str) -> tuple[int, int]:
-        product = _PRODUCTS.get(node.op_type)
+        product = PRODUCTS.get(node.op_type)
         if product is None:
             return 0, 0
-        weight = node.input[product.weight]
-        if self.constants.is_constant(weight):
-            self.weight_types.add(self._weight_precision(node, weight))
         macs = self._macs(node, product)
         outputs = self.shapes.elements(node.output[0])
         if macs is None or outputs is None:
@@ -201,21 +172,7 @@ class _Counter:
         has_bias = index is not None and len(node.input) > index and bool(node.input[index])
         return macs + (outputs if has_bias else 0), macs
 
-    def _weight_precision(self, node: onnx.NodeProto, weight: str) -> str:
-        import onnx
-
-        if node.op_type == "MatMulNBits":
-            bits = {item.name: item.i for item in node.attribute}.get("bits", 4)
-            return f"int{bits}"
-        maker = self.makers.get(weight)
-        while maker is not None and maker.op_type not in ("DequantizeLinear", "Constant"):
-            weight = maker.input[0]
-            maker = self.makers.get(weight)
-        stored = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
-        kind = onnx.TensorProto.DataType.Name(self.shapes.types.get(stored, 0))
-        return _PRECISIONS.get(kind) or kind.lower().removeprefix("u")
-
-    def _macs(self, node: onnx.NodeProto, product: _Product) -> int | None:
+    def _macs(self, node: onnx.NodeProto, product: Product) -> int | None:
         data, outputs = self.shapes.shape(node.input[product.data]), self.shapes.elements(node.output[0])
         if data is None or outputs is None:
             return None
@@ -252,17 +209,6 @@ def _layer_name(node: onnx.NodeProto, held: Sequence[Constant]) -> str:
             if found and stem:
                 return stem
     return str(node.name or node.output[0])
-
-
-_PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
-
-
-def _precision(found: set[str], artifact: Artifact) -> str:
-    """Of the weights that are multiplied with; "mixed" when they differ; the input's when there are none."""
-    if not found:
-        names = {"float32": "fp32", "float16": "fp16", "float64": "fp64"}
-        return next((names.get(entry.dtype, entry.dtype) for entry in artifact.inputs), "unknown")
-    return next(iter(found)) if len(found) == 1 else "mixed"
 
 
 def _without_batch(shapes: Shapes, artifact: Artifact) -> tuple[int, ...] | None:

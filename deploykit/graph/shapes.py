@@ -12,7 +12,7 @@ from deploykit.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Shapes", "bits_of", "infer"]
+__all__ = ["Shapes", "bits_of", "infer", "light"]
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -95,21 +95,21 @@ def infer(model: onnx.ModelProto, given: Mapping[str, int | Sequence[int]]) -> S
     """
     import onnx
 
-    light = _light(model)
+    bare = light(model)
     found = Shapes(graph=onnx.GraphProto())
-    found.graph.CopyFrom(light.graph)
-    bound = _bind(light.graph, given)
-    _stand_in(light.graph)
-    _trim_value_info(light, bound)
+    found.graph.CopyFrom(bare.graph)
+    bound = _bind(bare.graph, given)
+    _stand_in(bare.graph)
+    _trim_value_info(bare, bound)
     try:
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except onnx.shape_inference.InferenceError as problem:
         found.warnings.append(f"shapes cannot be inferred: {str(problem).splitlines()[0]}")
-    _collect(light.graph, found)
+    _collect(bare.graph, found)
     return found
 
 
-def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+def light(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the data of larger tensors, its functions inlined. Small ones stay: they may be shapes."""
     import onnx
     from onnx import inliner

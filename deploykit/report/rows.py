@@ -263,11 +263,16 @@ def _scored(row: Row, accuracy: Accuracy, index: int, provider: str) -> Row:
         top5=accuracy.top5,
         agreement=accuracy.agreement,
         provider=provider,
-        precision=accuracy.precision,
+        precision=_known(accuracy.precision, row),
         file_bytes=row.file_bytes if row.file_bytes is not None else accuracy.file_bytes,
         environment=index,
         warnings=row.warnings + tuple(caveats),
     )
+
+
+def _known(precision: str, row: Row) -> str:
+    """A record's precision, unless it does not know and another record did."""
+    return row.precision if precision == "unknown" and row.precision != "?" else precision
 
 
 def dataset_label(accuracy: Accuracy) -> str:
@@ -282,7 +287,7 @@ def _timed(row: Row, timing: Timing, index: int) -> Row:
     latency, memory = timing.latency_ms, timing.memory
     return replace(
         row,
-        precision=timing.precision,
+        precision=_known(timing.precision, row),
         provider=timing.provider,
         threads=timing.threads,
         batch=timing.batch,
