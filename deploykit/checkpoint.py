@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__
 from deploykit.artifact import Preprocess
-from deploykit.errors import CheckpointError, InputError, MissingDependencyError
+from deploykit.errors import CheckpointError, InputError
+from deploykit.extras import require
 from deploykit.files import write_bytes
 from deploykit.models import build
 
@@ -78,7 +79,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Pa
 
     Raises: OutputError.
     """
-    save = _safetensors_torch().save
+    save = require("safetensors.torch", extra="torch", purpose="writing a checkpoint").save
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     header = json.dumps(checkpoint.header(), ensure_ascii=False, sort_keys=True)
     return write_bytes(path, save(tensors, metadata={_HEADER_KEY: header}))
@@ -115,7 +116,7 @@ def _read_tensors(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         raise CheckpointError(f"{source} is a folder; expected a .safetensors file")
     if not source.exists():
         raise CheckpointError(f"no such checkpoint: {source}")
-    _safetensors_torch()
+    require("safetensors.torch", extra="torch", purpose="reading a checkpoint")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -172,19 +173,13 @@ def check_tensors(
         raise CheckpointError(f"{source} does not fit the network {network}: {'; '.join(faults)}")
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Raises CheckpointError naming the first tensors that hold NaN or infinity."""
+def check_finite(
+    tensors: Mapping[str, torch.Tensor], source: str, *, error: type[InputError] = CheckpointError
+) -> None:
+    """Raises ``error`` naming the first tensors that hold NaN or infinity."""
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
-        raise CheckpointError(
+        raise error(
             f"{source}: the weights {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''} hold NaN or infinite values;"
             " all must be finite"
         )
-
-
-def _safetensors_torch() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as problem:
-        raise MissingDependencyError("safetensors with torch", "torch", "reading and writing checkpoints") from problem
-    return safetensors.torch

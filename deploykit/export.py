@@ -96,7 +96,7 @@ def export_onnx(
     options, card, target = options or ExportOptions(), card or ModelCard(task=None), Path(output)
     check_writable(target, overwrite=overwrite)
     inputs = torch.as_tensor(example).to(_device(module))
-    check_finite(module.state_dict(), "the module")
+    check_finite(module.state_dict(), "the module", error=InputError)
     if inputs.ndim < 2 or not len(inputs):
         raise InputError(f"example of shape {tuple(inputs.shape)}; expected a batch (N, …) of one or more inputs")
     batches = _batches(inputs, options.batch_sizes)

@@ -20,6 +20,7 @@ from deploykit import __version__, charts, environment
 from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError, MissingDependencyError, OutputError
+from deploykit.extras import require
 from deploykit.files import check_writable, read_json, remove_partials, sha256_file, write_json, write_text
 from deploykit.models import build, spec
 from deploykit.preprocess import fit_pictures, for_network
@@ -102,7 +103,7 @@ def train_network(
         CheckpointError: What should be resumed is damaged, replaced, or of other options.
     """
     folder, options = Path(output), options or TrainOptions()
-    _check_torch()
+    require("torch", extra="torch", purpose="training")
     _check_splits(train, test)
     device = choose_device(options.device)
     header = _header(network, train, replace(options, device=device.type), network_options or {})
@@ -119,13 +120,6 @@ def train_network(
         train_pixels, test_pixels = (load_pixels(split, header.preprocess, device) for split in (train, test))
         run_epochs(run, train_pixels, test_pixels, partial(_save, run, header, folder), progress)
     return _finish(run, header, folder)
-
-
-def _check_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError as problem:
-        raise MissingDependencyError("torch", "torch", "training") from problem
 
 
 def _check_splits(train: Dataset, test: Dataset) -> None:
