@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,7 +16,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from deploykit import __version__
 from deploykit.commands import chain, conversion, datasets, machine, measuring, networks, training
 from deploykit.errors import DeploykitError
-from deploykit.terminal import note, print_line
+from deploykit.terminal import note, prepared_streams, print_line
 
 __all__ = ["app", "main"]
 
@@ -67,9 +71,28 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code (docs/interface.md)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    with prepared_streams(), _terminable():
+        return _guarded([argument for argument in given if argument != "--debug"], debug)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a cancelled job, a closed terminal) end as Ctrl-C does, with everything cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
-        return _run(given)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        return _run(arguments)
     except (DeploykitError, TyperException) as problem:
         if debug:
             raise
@@ -95,7 +118,6 @@ def _run(arguments: list[str]) -> int:
     code = typer.main.get_command(app).main(arguments, prog_name="deploykit", standalone_mode=False)
     if code == INTERRUPTED:  # typer's answer to Ctrl-C
         raise KeyboardInterrupt
-    sys.stdout.flush()
     return code if isinstance(code, int) else 0
 
 
@@ -113,8 +135,3 @@ def _report(problem: DeploykitError | TyperException) -> int:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def entry_point() -> None:
-    """The console script."""
-    sys.exit(main())

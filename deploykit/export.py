@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from deploykit.artifact import Artifact, ModelCard
 from deploykit.checkpoint import check_finite
 from deploykit.errors import InputError, ParityError
 from deploykit.extras import require
-from deploykit.files import atomic_folder, check_writable
+from deploykit.files import atomic_folder, check_writable, destination
 from deploykit.runtime import create_session
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def export_onnx(
     """
     torch = require("torch", extra="torch", purpose="exporting a module")
     require("onnxscript", extra="torch", purpose="exporting a module")
-    options, card, target = options or ExportOptions(), card or ModelCard(task=None), Path(output)
+    options, card, target = options or ExportOptions(), card or ModelCard(task=None), destination(output)
     check_writable(target, overwrite=overwrite)
     inputs = torch.as_tensor(example).to(_device(module))
     check_finite(module.state_dict(), "the module", error=InputError)
@@ -150,10 +151,10 @@ def _forward(module: torch.nn.Module, batch: torch.Tensor) -> list[NDArray[Any]]
     import torch
 
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), redirect_stdout(sys.stderr):  # what the module prints is not our answer
             made = module(batch)
-    except (RuntimeError, TypeError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0]
+    except Exception as problem:  # the user's own code may raise anything; it must not look like a bug of ours
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise InputError(f"the module fails on an input of shape {tuple(batch.shape)}: {reason}") from problem
     several = made.values() if isinstance(made, dict) else made if isinstance(made, (tuple, list)) else ()
     outputs = [made] if torch.is_tensor(made) else list(several)
@@ -195,16 +196,15 @@ def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions,
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter warns of its own deprecations and of packages that the module does not use."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter warns of its own deprecations, of packages that the module does not use, and dumps its graphs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _first_cause(problem: BaseException) -> str:
@@ -226,13 +226,14 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _assert_dynamic_batch(model: onnx.ModelProto) -> None:
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
-        if not dims or not dims[0].dim_param:
+        if not dims or not dims[0].dim_param or dims[0].dim_param != batch:
             shape = [dim.dim_param or dim.dim_value for dim in dims]
             raise ParityError(
-                f"the batch axis of {value.name!r} became a constant: shape {shape}; the first axis of every input and"
-                " output must stay free (look for .view or .reshape with a fixed first size)"
+                f"the batch axis of {value.name!r} is not the input's: shape {shape}; the first axis of every input and"
+                " output must be the free batch (look for .view or .reshape with a fixed first size)"
             )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "atomic_path",
     "check_writable",
     "deflated_size",
+    "destination",
     "read_json",
     "remove_partials",
     "sha256_file",
@@ -47,7 +48,7 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = True) -> N
     Raises:
         OutputError: ``path`` exists and ``overwrite`` is false, is a folder, or its folder is read-only or full.
     """
-    target = Path(path)
+    target = destination(path)
     _check_target(target, overwrite)
     probe = _beside(target)
     try:
@@ -58,6 +59,12 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = True) -> N
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+def destination(path: str | os.PathLike[str]) -> Path:
+    """What is written when ``path`` is named: a link's target, so that the link stays one."""
+    target = Path(path)
+    return target.resolve() if target.is_symlink() else target
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -92,7 +99,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     Raises:
         OutputError: The target exists and ``overwrite`` is false, or the system refuses to write.
     """
-    target = Path(path)
+    target = destination(path)
     _check_target(target, overwrite)
     aside = _beside(target)
     try:
@@ -118,7 +125,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = True) -> It
     Raises:
         OutputError: A target exists and ``overwrite`` is false, or the system refuses to write.
     """
-    target = Path(path)
+    target = destination(path)
     _check_target(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

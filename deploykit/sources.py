@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,8 @@ def open_source(
         InputError: The callable cannot be imported or does not return a module.
     """
     text = os.fspath(source)
+    if not text or text.lower().endswith(".onnx"):
+        raise InputError(f"{text!r} cannot be exported; expected a folder, a checkpoint, a network or module:callable")
     path = checkpoint_path(text)
     if path is not None:
         return _from_checkpoint(path)
@@ -100,7 +103,9 @@ def open_source(
         return _from_name(text, options or {}, num_classes, in_channels)
     if ":" in text and os.sep not in text:
         return _from_callable(text)
-    raise UnknownNameError("network", text, names())
+    if os.sep in text or Path(text).suffix:
+        raise InputError(f"no such folder or checkpoint: {text[:200]}")
+    raise UnknownNameError("network", text[:200], names())
 
 
 def checkpoint_path(source: str | os.PathLike[str]) -> Path | None:
@@ -108,7 +113,11 @@ def checkpoint_path(source: str | os.PathLike[str]) -> Path | None:
     path = Path(source)
     if path.suffix == ".safetensors":
         return path
-    if path.is_dir() and os.fspath(source) not in names():
+    try:
+        folder = path.is_dir()
+    except OSError as problem:  # such as a name that is too long
+        raise InputError(f"cannot read {os.fspath(source)[:100]}…: {problem.strerror}") from problem
+    if folder and os.fspath(source) not in names():
         if not (path / _CHECKPOINT).exists():
             raise InputError(f"{path} holds no {_CHECKPOINT}; give a folder that `deploykit train` has finished")
         return path / _CHECKPOINT
@@ -171,8 +180,12 @@ def _made(text: str, target: Any) -> Any:
     if isinstance(target, torch.nn.Module) or not callable(target):
         return target
     try:
-        return target()
-    except Exception as problem:  # the user's own code may raise anything; it must not look like a bug of ours
+        with redirect_stdout(sys.stderr):  # what it prints is not our answer
+            return target()
+    except (
+        Exception,
+        SystemExit,
+    ) as problem:  # the user's own code may raise anything; it must not look like a bug of ours
         raise InputError(f"{text} raised {type(problem).__name__}: {problem}; expected a torch.nn.Module") from problem
 
 
@@ -181,10 +194,11 @@ def _import(module_name: str, attribute: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does: a user's file beside the shell
     try:
-        module = importlib.import_module(module_name)
+        with redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
     except ImportError as problem:
         raise InputError(f"cannot import {module_name!r}: {problem}; expected package.module:callable") from problem
-    except Exception as problem:  # the user's own code, as above
+    except (Exception, SystemExit) as problem:  # the user's own code, as above
         raise InputError(f"importing {module_name!r} raised {type(problem).__name__}: {problem}") from problem
     if not hasattr(module, attribute):
         raise InputError(f"module {module_name!r} has no {attribute!r}; expected package.module:callable")

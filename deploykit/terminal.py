@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.errors import OutputError
 from deploykit.files import dump_json
 from deploykit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["count", "note", "print_json", "print_line", "print_table", "progress_bar"]
+__all__ = ["count", "note", "prepared_streams", "print_json", "print_line", "print_table", "progress_bar"]
+
+
+@contextmanager
+def prepared_streams() -> Iterator[None]:
+    """Standard streams that take any letter (``?`` where the terminal has no other) and exist even if closed."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (stream if stream is not None else nowhere for stream in before)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def print_line(text: str = "") -> None:
-    """One line on stdout, as it is."""
-    sys.stdout.write(text + "\n")
+    """One line on stdout, as it is. Raises: OutputError when stdout cannot be written, BrokenPipeError."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise OutputError(f"cannot write to standard output: {problem.strerror}") from problem
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one JSON document of ``--json``."""
-    print_line(dump_json(document))
+    """The one JSON document of ``--json``; letters beyond ASCII are escaped where stdout is not UTF-8."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print_line(json.dumps(document, indent=2, allow_nan=False) if plain else dump_json(document))
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(text + "\n")
+    """One line on stderr. A stderr that cannot be written must not change the outcome."""
+    with suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
@@ -43,8 +73,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
     for row in rows:
         table.add_row(*row)
     # In a pipe nothing is folded: a script may read the lines.
-    width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, markup=False, highlight=False).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    text = io.StringIO()
+    Console(file=text, width=width, markup=False, highlight=False, force_terminal=False).print(table)
+    print_line(text.getvalue().rstrip("\n"))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError, MissingDependencyError, OutputError
 from deploykit.extras import require
 from deploykit.files import check_writable, read_json, remove_partials, sha256_file, write_json, write_text
+from deploykit.lock import folder_lock
 from deploykit.models import build, spec
 from deploykit.preprocess import fit_pictures, for_network
 from deploykit.progress import Progress, silent
@@ -107,19 +108,21 @@ def train_network(
     _check_splits(train, test)
     device = choose_device(options.device)
     header = _header(network, train, replace(options, device=device.type), network_options or {})
-    saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
-    if saved is not None and saved.record is not None:
-        return saved.record
-    threads = saved.threads if saved else options.threads or environment.available_cpus()
-    header, options = _with_threads(header, threads), replace(options, device=device.type, threads=threads)
-    with torch_threads(threads):
-        run = _begin(header, options, device, len(train))
-        if saved is not None:
-            restore(run, saved.checkpoint, saved.path)
-        _check_folder(folder, resume=resume, overwrite=overwrite)
-        train_pixels, test_pixels = (load_pixels(split, header.preprocess, device) for split in (train, test))
-        run_epochs(run, train_pixels, test_pixels, partial(_save, run, header, folder), progress)
-    return _finish(run, header, folder)
+    check_writable(folder / RECORD)
+    with folder_lock(folder):
+        saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
+        if saved is not None and saved.record is not None:
+            return saved.record
+        threads = saved.threads if saved else options.threads or environment.available_cpus()
+        header, options = _with_threads(header, threads), replace(options, device=device.type, threads=threads)
+        with torch_threads(threads):
+            run = _begin(header, options, device, len(train))
+            if saved is not None:
+                restore(run, saved.checkpoint, saved.path)
+            _check_folder(folder, resume=resume, overwrite=overwrite)
+            train_pixels, test_pixels = (load_pixels(split, header.preprocess, device) for split in (train, test))
+            run_epochs(run, train_pixels, test_pixels, partial(_save, run, header, folder), progress)
+        return _finish(run, header, folder)
 
 
 def _check_splits(train: Dataset, test: Dataset) -> None:

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -257,7 +259,7 @@ BAD_INPUT: list[tuple[tuple[str, ...], str]] = [
     (("evaluate", "good.onnx", "--data", "mnits"), "did you mean 'mnist'"),
     (("evaluate", "good.onnx", "--data", "mnist", "--data-dir", "empty folder"), "deploykit data prepare mnist"),
     (("evaluate", "good.onnx", "--data", "shapes-color"), "6"),
-    (("evaluate", "good.onnx", "--data", "shapes", "--split", "dev"), "train, test, all"),
+    (("evaluate", "good.onnx", "--data", "shapes", "--split", "dev"), "auto, train, test, all"),
     (("evaluate", "good.onnx", "--data", "shapes", "--preprocess", "imagnet"), "did you mean 'imagenet'"),
     ((*QUANTIZE, "text.onnx"), "text.onnx"),
     ((*QUANTIZE, "truncated.onnx"), "truncated.onnx"),
@@ -423,3 +425,89 @@ def test_texts_become_values(tmp_path: Path) -> None:
     assert parse_preprocess(str(tmp_path / "p.json")) == value
     with pytest.raises(InputError, match="not JSON"):
         parse_preprocess("{size}")
+
+
+def test_a_terminal_that_knows_ascii_only() -> None:
+    """Letters become question marks; JSON stays whole, escaped."""
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = run("models", env=plain)
+    assert done.returncode == 0 and "lenet5" in done.stdout
+    document = json.loads(run("inspect", "lenet5", "--json", env=plain).stdout)
+    assert document["parameters"] == 61_706
+
+
+def test_streams_that_cannot_be_written() -> None:
+    """A full disk behind stdout is one line; closed streams change no exit code."""
+    shell = f'"{sys.executable}" -m deploykit'
+    full = subprocess.run(["sh", "-c", f"{shell} models > /dev/full"], capture_output=True, text=True)
+    assert full.returncode == 2
+    assert full.stderr == "error: cannot write to standard output: No space left on device\n"
+    for command, code in (
+        ("models >&-", 0),
+        ("inspect absent.onnx 2>&-", 2),
+        ("inspect absent.onnx 2>/dev/full", 2),
+        ("models --json >&-", 0),
+    ):
+        done = subprocess.run(["sh", "-c", f"{shell} {command}"], capture_output=True, text=True)
+        assert done.returncode == code, (command, done)
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_sigterm_ends_as_ctrl_c_does(tmp_path: Path, trained: Trained) -> None:
+    command = [sys.executable, "-m", "deploykit", "quantize", trained.onnx, "-o", tmp_path / "q.onnx"]
+    process = subprocess.Popen(
+        [*command, "--calibrate", "shapes", "--samples", "5000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
+    (tmp_path / "temporary").mkdir()
+    while process.poll() is None and not list((tmp_path / "temporary").glob("deploykit-*")):
+        os.sched_yield()
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted; what was complete stays\n")
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(("deploykit-", ".q", "q."))] == []
+
+
+def test_ctrl_c_at_any_moment_of_the_start() -> None:
+    for delay in (0.06, 0.1, 0.14, 0.2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploykit", "train", "lenet1", "--data", "shapes", "-o", "/proc/never"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        # Before our first line the interpreter itself answers, and nobody can.
+        assert process.returncode in (130, -signal.SIGINT), errors
+        if process.returncode == 130:
+            assert errors == "interrupted; what was complete stays\n"
+
+
+def test_json_stays_pure_when_a_module_prints(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatty.py").write_text(
+        "from torch import nn\nprint('import')\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        print('init')\n        self.fc = nn.Linear(192, 2)\n"
+        "    def forward(self, x):\n        print('forward')\n        return self.fc(x.flatten(1))\n"
+        "def leave():\n    raise SystemExit(3)\n"
+    )
+    code, out, _ = cli("export", "chatty:Net", "-o", "m.onnx", "--shape", "3x8x8", "--json")
+    assert code == 0
+    assert json.loads(out)["schema"] == "deploykit.profile/1"
+    code, _, err = cli("export", "chatty:leave", "-o", "n.onnx", "--shape", "3x8x8")
+    assert code == 2 and "raised SystemExit" in err
+
+
+def test_a_link_stays_a_link(cli: Cli, tmp_path: Path, trained: Trained) -> None:
+    real, link = tmp_path / "real.onnx", tmp_path / "link.onnx"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    code, _, err = cli("export", trained.folder, "-o", link, "--overwrite")
+    assert code == 0, err
+    assert link.is_symlink() and real.stat().st_size > 10_000

@@ -110,6 +110,8 @@ def load_for_model(artifact: Artifact, data: str, split: str, data_dir: Path | N
     from deploykit import data as room
 
     classes = len(artifact.labels) or None
+    if split not in ("auto", "train", "test", "all"):
+        raise InputError(f"split {split!r}; allowed: auto, train, test, all")
     if split != "auto":
         return room.load(data, split, data_dir=data_dir, classes=classes)
     test = room.load(data, "test", data_dir=data_dir, classes=classes)

@@ -16,6 +16,7 @@ from deploykit.data.download import DOWNLOADS, fetch
 from deploykit.data.folder import load_folder
 from deploykit.data.idx import IDX_SETS, find_idx, load_idx
 from deploykit.data.npz import load_npz
+from deploykit.data.paths import user_path
 from deploykit.data.shapes import PER_CLASS, SIDE, TASKS, load_shapes, task_for_classes
 from deploykit.errors import DataError, InputError, UnknownNameError
 from deploykit.progress import Progress, silent
@@ -38,7 +39,7 @@ def names() -> list[str]:
 def default_data_dir() -> Path:
     """Where named datasets lie unless said otherwise: ``DEPLOYKIT_DATA``, or the user's cache folder."""
     if named := os.environ.get("DEPLOYKIT_DATA"):
-        return Path(named).expanduser()
+        return user_path(named)
     import pooch
 
     return Path(pooch.os_cache("deploykit"))
@@ -74,7 +75,7 @@ def load(
     if seeded and seeded[1] in ("shapes", *TASKS):
         task = task_for_classes(classes) if seeded[1] == "shapes" else seeded[1]
         return load_shapes(task, split, int(seeded[2] or 0))
-    return _load_path(text, Path(source).expanduser(), split)
+    return _load_path(text, user_path(source), split)
 
 
 def _load_path(text: str, path: Path, split: str) -> Dataset:
@@ -84,13 +85,17 @@ def _load_path(text: str, path: Path, split: str) -> Dataset:
         if path.suffix.lower() != ".npz":
             raise DataError(f"{path} is a file; allowed: a folder of pictures, an .npz, or one of {', '.join(names())}")
         return load_npz(path, split)
+    if path.exists():
+        raise DataError(
+            f"{path} is a pipe, socket or device; allowed: a folder of pictures, an .npz, or a dataset's name"
+        )
     if len(path.parts) > 1 or path.suffix or "/" in text or os.sep in text:
         raise DataError(f"no such folder or file: {path}; allowed: a folder of pictures, an .npz, or a dataset's name")
     raise UnknownNameError("dataset", text, names())
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    return default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    return default_data_dir() if data_dir is None else user_path(data_dir)
 
 
 def describe(data_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
@@ -149,10 +154,11 @@ def prepare(
         DataError: All mirrors failed, or there is nothing to download.
         OutputError: The folder cannot be written to.
     """
-    if name in ("shapes", *TASKS):
+    seeded = _SEEDED.fullmatch(name)
+    if seeded and seeded[1] in ("shapes", *TASKS):
         raise DataError(f"{name} is generated, there is nothing to download; allowed: {', '.join(DOWNLOADS)}")
     if name not in DOWNLOADS:
-        raise UnknownNameError("dataset", name, names())
+        raise UnknownNameError("dataset to download", name, DOWNLOADS)
     idx_set, root = IDX_SETS[name], _data_dir(data_dir)
     if mirrors is None and (address := os.environ.get("DEPLOYKIT_MIRROR")):
         mirrors = (f"{address.rstrip('/')}/{name}/",)

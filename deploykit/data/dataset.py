@@ -12,15 +12,17 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.data.paths import printable
 from deploykit.errors import DataError, InputError
 
-__all__ = ["ArrayReader", "Dataset", "Pictures", "Reader", "split_rows"]
+__all__ = ["ArrayReader", "Dataset", "Pictures", "Reader", "check_label_numbers", "split_rows"]
 
 Pictures: TypeAlias = NDArray[np.uint8] | list[NDArray[np.uint8]]
 """``(N, H, W, C)``, or a list of ``(H, W, C)`` of different sizes; C is 1 or 3; pixels 0 to 255; colour is RGB."""
 
 _TEST_SHARE = 0.2
 _SPLIT_SEED = 0
+_MOST_CLASSES = 100_000  # a larger number is a mistake, and naming all below it takes time and memory
 
 
 class Reader(Protocol):
@@ -94,6 +96,8 @@ class Dataset:
         if low < 0 or high >= len(self.labels):
             wrong = low if low < 0 else high
             raise DataError(f"{self.name}: label {wrong} is out of range; allowed: 0 to {len(self.labels) - 1}")
+        if wrong_names := [label for label in self.labels if label != printable(label)]:
+            raise DataError(f"{self.name}: class name '{printable(wrong_names[0])}' is not UTF-8; rename it")
 
     @classmethod
     def from_arrays(
@@ -131,6 +135,7 @@ class Dataset:
                 f"{name}: labels are {targets.dtype} of shape {targets.shape}; allowed: integers of shape (N,)"
             )
         pictures = images[..., None] if images.ndim == 3 else images  # (N, H, W, C)
+        check_label_numbers(name, targets)
         numbers = targets.astype(np.int64)
         if labels is None:
             labels = tuple(str(number) for number in range(int(numbers.max(initial=0)) + 1))
@@ -209,6 +214,12 @@ def _turns(targets: NDArray[np.int64]) -> NDArray[np.int64]:
     turns = np.empty(len(targets), dtype=np.int64)
     turns[by_class] = np.arange(len(targets)) - starts
     return turns
+
+
+def check_label_numbers(name: str, targets: NDArray[Any]) -> None:
+    """Raises: DataError when a label of ``(N,)`` integers, of whatever width, is beyond any sensible class."""
+    if (high := int(targets.max(initial=0))) >= _MOST_CLASSES:
+        raise DataError(f"{name}: label {high} is out of range; allowed: class numbers from 0 to {_MOST_CLASSES - 1}")
 
 
 def split_rows(targets: NDArray[np.int64], split: str) -> NDArray[np.int64]:

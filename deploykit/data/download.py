@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import re
+import textwrap
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from deploykit.data.paths import is_file
 from deploykit.errors import DataError, InputError
 from deploykit.files import atomic_path
 from deploykit.progress import Progress, silent
@@ -143,10 +148,23 @@ def fetch(
     addresses = tuple(mirrors) if mirrors is not None else spec.mirrors
     if wrong := [address for address in addresses if not address.startswith(("http://", "https://"))]:
         raise InputError(f"mirror {wrong[0]!r}; allowed: an address that begins with http:// or https://")
-    for file in spec.files:
-        if not _there(file, folder):
-            _from_mirrors(spec, file, folder, addresses * rounds, progress, timeout_s)
+    with _no_empty_folders(folder):
+        for file in spec.files:
+            if not _there(file, folder):
+                _from_mirrors(spec, file, folder, addresses * rounds, progress, timeout_s)
     return folder
+
+
+@contextmanager
+def _no_empty_folders(folder: Path) -> Iterator[None]:
+    """Removes ``folder`` and those above it that the block has made, when it leaves them empty."""
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that holds something, or was not made, ends it
+            for place in made:
+                place.rmdir()
 
 
 def is_right(path: Path, file: RemoteFile) -> bool:
@@ -157,7 +175,7 @@ def is_right(path: Path, file: RemoteFile) -> bool:
 def _there(file: RemoteFile, folder: Path) -> bool:
     spellings = (file.name, file.name.replace("-idx", ".idx"))
     paths = (folder / name for spelled in spellings for name in (spelled, spelled.removesuffix(".gz")))
-    return any(path.is_file() and is_right(path, file) for path in paths)
+    return any(is_file(path) and is_right(path, file) for path in paths)
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
@@ -238,19 +256,27 @@ def _download(url: str, aside: Path, file: RemoteFile, progress: Progress, timeo
     except requests.Timeout:
         return f"no answer within {timeout_s:g} s"
     except requests.RequestException as problem:  # before OSError, from which requests derives it
-        return _first_line(problem)
+        return _network_fault(problem)
     except _TooLongError:
         return f"sent more than the {file.size_bytes} bytes of the file"
     except ValueError as problem:
-        return f"not a usable answer ({_first_line(problem)})"
+        return f"not a usable answer ({_said(problem)})"
     return None
 
 
-def _first_line(problem: Exception) -> str:
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    if "Read timed out" in text:
-        return "stalled midway"
-    return f"broke off ({text[:160]})"
+def _network_fault(problem: Exception) -> str:
+    inner = problem.args[0] if problem.args else None
+    # urllib3 gives a reason when it could not connect; what happens to a connection that stands comes without one.
+    if isinstance(never := getattr(inner, "reason", None), Exception):
+        return f"no connection ({_said(never).rpartition(': ')[2]})"
+    said = _said(problem)
+    return "stalled midway" if "Read timed out" in said else f"broke off ({said})"
+
+
+def _said(problem: Exception) -> str:
+    """What ``problem`` says, on one line and not too long."""
+    text = re.sub(r"\[Errno -?\d+\] ", "", str(problem)) or type(problem).__name__
+    return textwrap.shorten(text, 160, placeholder=" ...")
 
 
 class _TooLongError(Exception):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 import struct
 import unicodedata
 import zlib
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.dataset import Dataset, Pictures, split_rows
+from deploykit.data.paths import printable
 from deploykit.errors import DataError
 from deploykit.files import sha256_file
 
@@ -31,6 +34,7 @@ _SPLIT_NAMES = {"train": "train", "test": "test", "val": "val", "valid": "val", 
 _LOOK_AT_ALL = 10_000  # pictures whose headers are read to learn size and channels (about 0.1 ms each)
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
+_CUT_SHORT = re.compile("truncat|cut short|broken data stream|unexpected end|not enough", re.IGNORECASE)
 
 
 @dataclass
@@ -88,7 +92,7 @@ def load_folder(root: Path, split: str) -> Dataset:
     rows = np.arange(len(paths), dtype=np.int64) if splits else split_rows(targets, split)
     channels, size = _look(root, paths)
     return Dataset(
-        name=root.resolve().name or str(root),
+        name=printable(root.resolve().name or str(root)),
         split=split,
         labels=labels,
         targets=targets[rows],
@@ -126,18 +130,32 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _walk(root: Path, top: Path) -> _Found:
     found = _Found(strays=[item.name for item in sorted(top.iterdir()) if not item.is_dir()])
     for folder in _subfolders(top):
+        if folder.name != printable(folder.name):
+            raise DataError(f"{printable(str(folder))}: the name of a class folder is not UTF-8; rename it")
         label = unicodedata.normalize("NFC", folder.name)
         before = len(found.paths)
-        for place, inside, names in os.walk(folder):
+        for place, inside, names in os.walk(folder, onerror=_refuse):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             for name in sorted(names):
                 path = Path(place, name)
-                if path.suffix.lower() in PICTURE_ENDINGS and not name.startswith("."):
+                if path.suffix.lower() in PICTURE_ENDINGS and not name.startswith(".") and not _is_special(path):
                     found.paths.append(path.relative_to(root).as_posix())
                 else:
                     found.strays.append(name)
         found.classes += [label] * (len(found.paths) - before)
     return found
+
+
+def _refuse(problem: OSError) -> None:
+    raise DataError(f"cannot read {problem.filename}: {problem.strerror or problem}") from problem
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, socket or device, whose reading may never end. A link to nothing is a picture that is missing."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _labels(root: Path, found: dict[str, _Found]) -> tuple[str, ...]:
@@ -163,14 +181,14 @@ def _notes(root: Path, splits: dict[str, Path], found: dict[str, _Found], labels
     notes = []
     strays = [name for part in found.values() for name in part.strays]
     if strays:
-        names = sorted(set(strays))
+        names = sorted({printable(name) for name in strays})
         more = ", ..." if len(names) > 5 else ""
         files = "1 file that is not a picture" if len(strays) == 1 else f"{len(strays)} files that are not pictures"
         notes.append(f"passed over {files}: {', '.join(names[:5])}{more}")
     for part, content in found.items() if splits else ():
         if missing := sorted(set(labels) - set(content.classes)):
             notes.append(f"the {part} split has no pictures of {', '.join(missing[:5])}")
-    unused = [folder.name for folder in _subfolders(root) if splits and folder not in splits.values()]
+    unused = [printable(folder.name) for folder in _subfolders(root) if splits and folder not in splits.values()]
     if unused:
         notes.append(f"not used beside the splits: {', '.join(unused[:5])}")
     return tuple(notes)
@@ -203,8 +221,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
         raise DataError(f"{path} is too large a picture: {problem}; make it smaller or remove it") from problem
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error) as problem:
-        reason = " ".join(str(problem).split()).replace(f" {str(path)!r}", "") or type(problem).__name__
+        reason = _reason(path, problem)
         raise DataError(f"{path} is not a readable picture: {reason}; replace or remove it") from problem
+
+
+def _reason(path: Path, problem: Exception) -> str:
+    if path.is_symlink() and not path.exists():
+        return "it is a link to a file that is not there"
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.strerror or type(problem).__name__
+    said = " ".join(str(problem).split()).replace(f" {str(path)!r}", "") or type(problem).__name__
+    return f"the file is cut short ({said})" if _CUT_SHORT.search(said) else said
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.data.dataset import Dataset
+from deploykit.data.paths import is_file
 from deploykit.errors import DataError
 
 __all__ = ["IDX_SETS", "IdxSet", "file_in", "find_idx", "load_idx", "read_images", "read_labels", "unpacked"]
@@ -69,7 +70,7 @@ def file_in(folder: Path, stem: str) -> Path | None:
     """The file of ``stem`` (such as ``train-images-idx3``) in ``folder``, in any of its four spellings."""
     stems = (stem, stem.replace("-idx", ".idx"))
     names = (f"{spelled}-ubyte{ending}" for ending in (".gz", "") for spelled in stems)
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next((folder / name for name in names if is_file(folder / name)), None)
 
 
 def find_idx(idx_set: IdxSet, data_dir: Path) -> Path | None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.data.dataset import Dataset, split_rows
+from deploykit.data.dataset import Dataset, check_label_numbers, split_rows
+from deploykit.data.paths import printable
 from deploykit.errors import DataError
 
 __all__ = ["load_npz"]
@@ -35,7 +36,7 @@ def load_npz(path: Path, split: str) -> Dataset:
     names = _label_names(path, arrays)
     part = _rows(path, arrays, split)
     return Dataset.from_arrays(
-        path.stem,
+        printable(path.stem),
         images[part],
         targets[part],
         names,
@@ -48,6 +49,8 @@ def load_npz(path: Path, split: str) -> Dataset:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as handle:  # numpy leaves a file open that it opened itself and found damaged
+            _check_beginning(path, handle.read(6))
+            handle.seek(0)
             arrays = _arrays(path, np.load(handle, allow_pickle=False))
     except (
         ValueError,
@@ -59,11 +62,19 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         MemoryError,
     ) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        if "allow_pickle" in reason:  # advice that would run whatever the file holds
+            reason = "it holds pickled Python objects"
         raise DataError(f"{path} is not a readable .npz of plain arrays: {reason}") from problem
     except OSError as problem:
         raise DataError(f"cannot read {path}: {problem.strerror or problem}") from problem
     _check(path, arrays)
     return arrays
+
+
+def _check_beginning(path: Path, start: bytes) -> None:
+    if not start.startswith((b"PK", b"\x93NUMPY")):
+        fault = f"it begins with {start!r}, a ZIP archive with b'PK'" if start else "it is empty"
+        raise DataError(f"{path} is not a readable .npz: {fault}; write it with numpy.savez")
 
 
 def _arrays(path: Path, content: Any) -> dict[str, NDArray[Any]]:
@@ -86,6 +97,7 @@ def _check(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
         )
     if targets.ndim != 1 or targets.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {targets.dtype} of shape {targets.shape}; allowed: integers of shape (N,)")
+    check_label_numbers(str(path), targets)
 
 
 def _label_names(path: Path, arrays: dict[str, NDArray[Any]]) -> tuple[str, ...]:
