@@ -15,112 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, ModelFileError
 from deploykit.files import sha256_file
+from deploykit.preprocessing_spec import Preprocess
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "load_model", "repeated"]
+__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "check_is_file", "load_model", "repeated"]
 
 _PREFIX = "deploykit."
-_LAYOUTS = ("NCHW", "NHWC")
-_CHANNELS = {"L": 1, "RGB": 3, "BGR": 3}
-_DTYPES = ("float32", "float16", "uint8")
+_PATH_CHARACTERS = 160  # of a path in a message; the longest are over 4,000
 _IMAGE_KEYS = ("Image.BitmapPixelFormat", "Image.ColorSpaceGamma", "Image.NominalPixelRange")
 _PIXEL_RANGES = {(0.0, 255.0): "NominalRange_0_255", (0.0, 1.0): "Normalized_0_1", (-1.0, 1.0): "Normalized_1_1"}
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How pictures become a network's input; the order of the fields is the order of the steps.
-
-    ``x = (pixel * scale - mean) / std``, channel by channel, with pixels from 0 to 255.
-
-    Attributes:
-        resize: None; an int: the shorter side gets this many pixels, the aspect ratio stays; ``(H, W)``: both sides.
-        crop: None, or ``"center"``: cut the middle out at ``size``; where the picture is smaller, pad with zeros.
-        size: ``(H, W)`` of the network's input.
-        channels: ``"L"`` (grey), ``"RGB"`` or ``"BGR"``.
-        scale: Factor applied to pixels first.
-        mean: One number a channel, in units of the scaled pixel.
-        std: One positive number a channel.
-        layout: Order of the axes of the network's input.
-        dtype: Element type of the network's input.
-    """
-
-    size: tuple[int, int]
-    channels: str = "RGB"
-    resize: int | tuple[int, int] | None = None
-    crop: str | None = None
-    scale: float = 1.0 / 255.0
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    layout: str = "NCHW"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.channels not in _CHANNELS:
-            raise InputError(f"preprocess channels {self.channels!r}; allowed: {', '.join(_CHANNELS)}")
-        depth = _CHANNELS[self.channels]
-        object.__setattr__(self, "mean", tuple(self.mean) or (0.0,) * depth)
-        object.__setattr__(self, "std", tuple(self.std) or (1.0,) * depth)
-        object.__setattr__(self, "size", _pair("size", self.size))
-        if isinstance(self.resize, (tuple, list)):
-            object.__setattr__(self, "resize", _pair("resize", self.resize))
-        elif self.resize is not None and self.resize < 1:
-            raise InputError(f"preprocess resize {self.resize}; allowed: a positive number of pixels")
-        if self.crop not in (None, "center"):
-            raise InputError(f"preprocess crop {self.crop!r}; allowed: null or 'center'")
-        if self.layout not in _LAYOUTS:
-            raise InputError(f"preprocess layout {self.layout!r}; allowed: {', '.join(_LAYOUTS)}")
-        if self.dtype not in _DTYPES:
-            raise InputError(f"preprocess dtype {self.dtype!r}; allowed: {', '.join(_DTYPES)}")
-        if len(self.mean) != depth or len(self.std) != depth or min(self.std) <= 0:
-            raise InputError(
-                f"preprocess mean {self.mean} and std {self.std}; allowed: {depth} numbers each for {self.channels},"
-                " std positive"
-            )
-
-    @property
-    def depth(self) -> int:
-        """Number of channels of the network's input."""
-        return _CHANNELS[self.channels]
-
-    def to_json(self) -> dict[str, Any]:
-        """The value of ``deploykit.preprocess``."""
-        return {
-            "layout": self.layout,
-            "size": list(self.size),
-            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
-            "crop": self.crop,
-            "channels": self.channels,
-            "scale": self.scale,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "dtype": self.dtype,
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Preprocess:
-        """Reads ``deploykit.preprocess``. Raises: InputError naming what is missing or unknown."""
-        if not isinstance(value, dict):
-            raise InputError(f"preprocess is a {type(value).__name__}; expected a JSON object")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(value) - known):
-            raise InputError(f"preprocess has unknown keys {unknown}; allowed: {', '.join(sorted(known))}")
-        if "size" not in value:
-            raise InputError("preprocess lacks 'size': [height, width] of the network's input")
-        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
-        try:
-            return cls(**values)
-        except TypeError as problem:
-            raise InputError(f"preprocess {value}: {problem}") from problem
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise InputError(f"preprocess {name} {value}; expected [height, width] in pixels")
-    return pair
 
 
 @dataclass(frozen=True)
@@ -273,11 +178,18 @@ def _structured(key: str, text: str, path: Path) -> Any:
     except json.JSONDecodeError as problem:
         raise ModelFileError(f"{path}: metadata {_PREFIX}{key} is not JSON: {problem}") from problem
     if key == "preprocess":
-        return Preprocess.from_json(value)
+        return _preprocess(value, path)
     expected = list if key == "labels" else dict
     if not isinstance(value, expected):
         raise ModelFileError(f"{path}: metadata {_PREFIX}{key} is not a JSON {expected.__name__}")
     return _labels(value, path) if key == "labels" else value
+
+
+def _preprocess(value: Any, path: Path) -> Preprocess:
+    try:
+        return Preprocess.from_json(value)
+    except InputError as problem:
+        raise ModelFileError(f"{path}: metadata {_PREFIX}preprocess: {problem}") from problem
 
 
 def _labels(value: Iterable[Any], path: Path) -> tuple[str, ...]:
@@ -311,6 +223,25 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype, shape)
 
 
+def check_is_file(path: Path) -> None:
+    """Raises: ModelFileError for a folder, for nothing, and for a path that the system does not take."""
+    try:
+        found, folder = path.exists(), path.is_dir()
+    except OSError as problem:  # a path that is too long, or one that may not be read
+        raise ModelFileError(f"cannot read {_short(path)}: {problem.strerror}; give the path of a file") from problem
+    if folder:
+        raise ModelFileError(f"{path} is a folder; expected an .onnx file")
+    if not found:
+        raise ModelFileError(f"no such model file: {_short(path)}")
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return (
+        text if len(text) <= _PATH_CHARACTERS else f"{text[: _PATH_CHARACTERS // 2]}…{text[-_PATH_CHARACTERS // 2 :]}"
+    )
+
+
 def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Parses and checks an ONNX file, external data included.
 
@@ -321,10 +252,9 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     source = Path(path)
-    if source.is_dir():
-        raise ModelFileError(f"{source} is a folder; expected an .onnx file")
+    check_is_file(source)
     try:
-        model = onnx.load(str(source))
+        model = onnx.load(str(source), format="protobuf")  # otherwise the file's ending chooses the parser
     except FileNotFoundError as problem:
         raise ModelFileError(f"no such model file: {problem.filename or source}") from problem
     except (DecodeError, ValueError, onnx.checker.ValidationError) as problem:

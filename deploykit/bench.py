@@ -8,6 +8,7 @@ A B B A against drift; repetitions of processes: Kalibera & Jones 2013). What ma
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import time
@@ -22,9 +23,10 @@ from deploykit.artifact import Artifact, load_model
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.feeds import feeds_of, parse_shapes
 from deploykit.graph.precision import precision_of
+from deploykit.graph.weights import check_weights
 from deploykit.progress import Progress, silent
 from deploykit.results import Bench, Latency, Memory, Timing
-from deploykit.runtime import PROVIDERS
+from deploykit.runtime import PROVIDERS, check_threads
 from deploykit.worker import Worker
 
 __all__ = ["BenchOptions", "bench_onnx", "parse_shapes"]
@@ -77,11 +79,11 @@ class BenchOptions:
         for name in ("batch", "samples", "processes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}; allowed: 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads {self.threads}; allowed: 1 or more")
-        if self.min_time_s < 0 or self.max_time_s <= 0 or self.timeout_s <= 0:
+        check_threads(self.threads)
+        finite = all(map(math.isfinite, (self.min_time_s, self.max_time_s, self.timeout_s)))
+        if not finite or self.min_time_s < 0 or self.max_time_s <= 0 or self.timeout_s <= 0:
             times = f"min_time_s {self.min_time_s}, max_time_s {self.max_time_s}, timeout_s {self.timeout_s}"
-            raise InputError(f"{times}; allowed: positive seconds")
+            raise InputError(f"{times}; allowed: positive, finite seconds")
         if self.max_time_s < self.min_time_s:
             raise InputError(f"max_time_s {self.max_time_s} is below min_time_s {self.min_time_s}")
         for name, shape in (self.shape or {}).items():
@@ -111,7 +113,7 @@ def bench_onnx(
         A record with one timing a model, in the order given.
 
     Raises:
-        ModelFileError: A file is missing, damaged, or cannot be run.
+        ModelFileError: A file is missing, damaged, holds weights that are not finite, or cannot be run.
         InputError: Shapes that are unknown or contradict the file; a worker that died or took too long.
         ProviderError: The provider is absent, cannot start or took no node.
     """
@@ -326,5 +328,6 @@ def _busy_seconds() -> tuple[float, float]:
 def _contestant(path: Path, options: BenchOptions) -> _Contestant:
     model = load_model(path)
     artifact = Artifact.of_model(model, path)
+    check_weights(model, path)  # NaN and denormals take other times than numbers do
     feeds = feeds_of(artifact, batch=options.batch, shapes=options.shape)
     return _Contestant(artifact, precision_of(model), [asdict(feed) for feed in feeds])

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__, environment
@@ -24,7 +23,7 @@ from deploykit.errors import InputError, ModelFileError, UnknownNameError
 from deploykit.figures import byte_text, percent_text
 from deploykit.files import atomic_path, check_writable
 from deploykit.graph.precision import QUANTIZED_OPERATORS
-from deploykit.graph.weights import collect
+from deploykit.graph.weights import check_weights, stored_bytes
 from deploykit.progress import Progress, silent
 from deploykit.results import Quantization
 from deploykit.runtime import create_session, filled
@@ -37,6 +36,7 @@ __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
 _OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
 _OLDEST_IR = 4  # below, every weight has to be an input of the graph, and the new scales are none
+_MOST_BYTES = 2**31  # of one protobuf message
 _SEEDS = 2**32
 _SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
 _OWN_KEYS = ("onnx.infer", "onnx.quant.pre_process")  # what ONNX Runtime's quantizer writes of itself
@@ -144,7 +144,7 @@ def quantize_onnx(
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
         made = replace(Artifact.read(aside), path=target)  # checked before it is moved into place
         figures = _compared(parent, aside, samples)
-    warnings = _doubts(parent, made, source, figures)
+    warnings = _doubts(parent, made, figures)
     return _record(parent, made, replace(samples, warnings=(*samples.warnings, *warnings)), figures, start)
 
 
@@ -176,7 +176,7 @@ def _record(
         calibration_digest=samples.digest,
         calibration_samples=len(samples.inputs),
         file_bytes=child.file_bytes,
-        parent_bytes=parent.file_bytes,
+        parent_bytes=stored_bytes(parent.path),
         compared_samples=len(samples.inputs),
         seconds=round(time.perf_counter() - start, 3),
         warnings=samples.warnings,
@@ -189,20 +189,12 @@ def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
     if found := sorted(operators & QUANTIZED_OPERATORS):
         raise InputError(f"{parent.path} is quantized already (it has {', '.join(found)}); give the float model")
     # Weights that are Constant nodes count too: ONNX Runtime's pre-processing makes initializers of them.
-    floats = {name: held.tensor for name, held in collect(model.graph, model.graph).stored.items() if held.is_float}
-    if not floats:
+    if not any(constant.is_float for constant in check_weights(model, parent.path).stored.values()):
         raise ModelFileError(f"{parent.path} has no float weights; there is nothing to quantize")
-    for name, tensor in floats.items():
-        if tensor.dims and not _finite(tensor):  # a scalar may be an open bound of Clip, or a mask
-            raise ModelFileError(f"{parent.path}: the weights {name!r} hold NaN or infinite values; all must be finite")
+    if model.ByteSize() >= _MOST_BYTES:
+        raise ModelFileError(f"{parent.path} has {byte_text(model.ByteSize())} with its weights; allowed: below 2 GiB")
     if parent.inputs and parent.inputs[0].dtype != "float32":
         raise InputError(f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize float32 models")
-
-
-def _finite(tensor: onnx.TensorProto) -> bool:
-    import onnx
-
-    return bool(np.isfinite(onnx.numpy_helper.to_array(tensor).astype(np.float32)).all())
 
 
 class _Reader:
@@ -242,7 +234,7 @@ def _quantize(
     with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet(), _one_line(parent.path):
         prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
         # Given as a path: a model in memory would have its weights moved into a file that is gone afterwards.
-        quant_pre_process(str(_raised(model, parent, Path(folder))), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(_one_file(model, parent, Path(folder))), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             prepared,
             made,
@@ -262,7 +254,10 @@ def _quantize(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantizer advises through the root logger; our records say what matters."""
+    """ONNX Runtime's quantizer advises through the root logger and stderr; our records say what matters."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)  # fatal, as ``runtime`` has it
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -287,21 +282,34 @@ def _one_line(path: Path) -> Iterator[None]:
         raise ModelFileError(f"cannot quantize {path}: {reason}") from problem
 
 
-def _raised(model: onnx.ModelProto, parent: Artifact, folder: Path) -> Path:
-    """The model's file, or a copy in ``folder`` whose operator set is new enough for one scale a channel."""
+def _one_file(model: onnx.ModelProto, parent: Artifact, folder: Path) -> Path:
+    """A copy in ``folder`` as ONNX Runtime's pre-processing needs it.
+
+    Its weights lie in it, none of them is an input of the graph, and its operator set is new enough for one scale a
+    channel.
+    """
     import onnx
 
-    if parent.opset >= _OLDEST_OPSET:
-        return parent.path
-    raised = folder / "raised.onnx"
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model if parent.opset >= _OLDEST_OPSET else _raised(model, parent))
+    copy.ir_version = max(copy.ir_version, _OLDEST_IR)
+    weights = {tensor.name for tensor in copy.graph.initializer}
+    for value in [value for value in copy.graph.input if value.name in weights]:
+        copy.graph.input.remove(value)
+    onnx.save(copy, path := folder / "one-file.onnx")
+    return path
+
+
+def _raised(model: onnx.ModelProto, parent: Artifact) -> onnx.ModelProto:
+    import onnx
+
     try:
-        onnx.save(onnx.version_converter.convert_version(model, _OLDEST_OPSET), raised)
+        return onnx.version_converter.convert_version(model, _OLDEST_OPSET)
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as problem:
         raise ModelFileError(
             f"{parent.path} has opset {parent.opset}, which ONNX cannot raise to the {_OLDEST_OPSET} that quantization"
             f" needs ({one_line(problem)}); export it with opset {_OLDEST_OPSET} or later"
         ) from problem
-    return raised
 
 
 def _restore_frame(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
@@ -325,9 +333,9 @@ def _compared(parent: Artifact, candidate: Path, samples: Calibration) -> dict[s
     return {**figures, "unoptimised_agreement": alike.agreement}
 
 
-def _doubts(parent: Artifact, child: Artifact, model: onnx.ModelProto, figures: dict[str, Any]) -> Iterator[str]:
+def _doubts(parent: Artifact, child: Artifact, figures: dict[str, Any]) -> Iterator[str]:
     """What a reader has to know of the quantized file."""
-    float_bytes = max(parent.file_bytes, model.ByteSize())  # with weights that lie beside the file
+    float_bytes = stored_bytes(parent.path)
     if child.file_bytes >= float_bytes:
         yield (
             f"the quantized file is not smaller: {byte_text(child.file_bytes)}, the float file has"

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import environment
-from deploykit.artifact import TensorSpec
-from deploykit.errors import InputError, ModelFileError, ProviderError, UnknownNameError
+from deploykit.artifact import TensorSpec, check_is_file
+from deploykit.errors import InputError, ProviderError, UnknownNameError
 from deploykit.runtime_errors import failures, mapped, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PROVIDERS", "Session", "create_session", "provider_names"]
+__all__ = ["PROVIDERS", "Session", "check_threads", "create_session", "provider_names"]
 
 PROVIDERS: dict[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -54,6 +54,7 @@ _FIX = {
     "openvino": "it needs pip install 'deploykit[openvino]' and an Intel processor; or use --provider cpu",
 }
 _DTYPES = {"float": "float32", "double": "float64"}
+_MOST_THREADS = 1024
 _LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
 
@@ -146,14 +147,13 @@ def create_session(
 
     Raises:
         UnknownNameError: No such provider.
-        InputError: ``threads`` below 1.
+        InputError: ``threads`` below 1 or above 1024.
         ModelFileError: Missing, damaged, or with operators that have no kernel here.
         ProviderError: The provider is absent, cannot start or took no node, with the reason and the fix.
     """
     if provider not in PROVIDERS:
         raise UnknownNameError("provider", provider, PROVIDERS)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}; allowed: 1 or more")
+    check_threads(threads)
     count = environment.available_cpus() if threads is None else threads
     source = _source(model)
     options = _session_options(count, optimize, spinning)
@@ -169,6 +169,12 @@ def create_session(
     return session
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises: InputError for fewer than one thread, or more than any machine has use for."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InputError(f"threads {threads}; allowed: 1 to {_MOST_THREADS}")
+
+
 def _runtime() -> Any:
     import onnxruntime
 
@@ -179,12 +185,8 @@ def _runtime() -> Any:
 def _source(model: str | os.PathLike[str] | bytes) -> str | bytes:
     if isinstance(model, bytes):
         return model
-    path = Path(model)
-    if not path.is_file():
-        raise ModelFileError(
-            f"{path} is a folder; expected an .onnx file" if path.is_dir() else f"no such file: {path}"
-        )
-    return str(path)
+    check_is_file(Path(model))
+    return str(Path(model))
 
 
 def _session_options(threads: int, optimize: bool, spinning: bool) -> Any:

@@ -12,6 +12,7 @@ from tiny_onnx import conv_chain, relu
 
 from deploykit.artifact import Artifact, Preprocess, load_model
 from deploykit.errors import InputError, ModelFileError
+from deploykit.runtime import create_session
 
 FULL = Preprocess(size=(32, 24), channels="RGB", resize=40, crop="center", mean=(0.5, 0.4, 0.3), std=(1.0, 2.0, 3.0))
 
@@ -36,11 +37,20 @@ def test_preprocess_round_trip_and_interface_keys() -> None:
         ({"mean": [1, 2]}, "3 numbers"),
         ({"std": [0, 1, 1]}, "positive"),
         ({"colour": "red"}, "unknown keys"),
+        ({"scale": "x"}, "scale 'x'; allowed: a finite number"),
+        ({"scale": float("nan")}, "scale nan; allowed: a finite number"),
+        ({"scale": 10**400}, "allowed: a finite number"),
+        ({"mean": ["a"]}, r"mean \('a',\); allowed: a list of finite numbers"),
+        ({"std": 2}, "std 2; allowed: a list of finite numbers"),
+        ({"size": 5}, r"size 5; expected \[height, width\]"),
+        ({"resize": "x"}, "resize 'x'; allowed: null, a positive number"),
+        ({"channels": {}}, "channels {}; allowed: L, RGB, BGR"),
     ],
 )
 def test_preprocess_says_what_is_wrong(change: dict[str, object], says: str) -> None:
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as caught:
         Preprocess.from_json(FULL.to_json() | change)
+    assert len(str(caught.value)) < 200
 
 
 def test_stamped_model_knows_itself_and_keeps_other_keys(tmp_path: Path) -> None:
@@ -115,6 +125,31 @@ def test_damaged_metadata_is_named(tmp_path: Path, key: str, value: str) -> None
     path = conv_chain(tmp_path / "a.onnx", metadata={f"deploykit.{key}": value})
     with pytest.raises(InputError, match=r"preprocess|labels|parity"):
         Artifact.read(path)
+
+
+def test_preprocessing_of_the_wrong_type_names_the_file(tmp_path: Path) -> None:
+    text = json.dumps(FULL.to_json() | {"scale": float("nan")})  # Python's JSON knows NaN
+    with pytest.raises(ModelFileError, match=r"a\.onnx: metadata deploykit\.preprocess: .*scale nan"):
+        Artifact.read(conv_chain(tmp_path / "a.onnx", metadata={"deploykit.preprocess": text}))
+
+
+@pytest.mark.parametrize("ending", ["json", "textproto", "onnxtxt"])
+def test_the_ending_chooses_no_parser(ending: str, tmp_path: Path) -> None:
+    text = tmp_path / f"a.{ending}"
+    text.write_text('{"not": "a model"}')
+    with pytest.raises(ModelFileError, match="not a readable ONNX model"):
+        load_model(text)
+    model = conv_chain(tmp_path / "b.onnx").rename(tmp_path / f"b.{ending}")
+    assert len(load_model(model).graph.node) == 2
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/".join(["b" * 200] * 40)])
+def test_a_path_that_is_too_long_is_one_short_line(name: str, tmp_path: Path) -> None:
+    for read in (load_model, create_session):
+        with pytest.raises(ModelFileError) as caught:
+            read(tmp_path / name)  # type: ignore[operator]
+        assert "too long" in str(caught.value)
+        assert len(str(caught.value)) < 300
 
 
 def test_repeated_labels_are_refused(tmp_path: Path) -> None:

@@ -343,3 +343,34 @@ def test_inputs_span_what_their_type_allows_and_follow_the_seed(dtype, low, high
         assert len(np.unique(values)) > 200
         assert not np.array_equal(values, _make_feeds([feed], 2)["x"])
     assert np.array_equal(values, _make_feeds([feed], 1)["x"])
+
+
+# What cannot be measured
+
+
+def test_weights_that_are_not_finite_are_refused_and_masks_are_not(tmp_path):
+    def with_weights(name, values):
+        nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+        ends = ([("x", TensorProto.FLOAT, ["N", 4])], [("y", TensorProto.FLOAT, ["N", 4])])
+        return save_graph(tmp_path / name, nodes, *ends, [numpy_helper.from_array(np.array(values, np.float32), "w")])
+
+    for values in ([1, 2, np.nan, 4], [1, 2, -np.inf, 4]):
+        with pytest.raises(ModelFileError, match="the weights 'w' hold"):
+            bench_onnx(with_weights("bad.onnx", values), QUICK)
+    mask = with_weights("mask.onnx", [0, 0, -np.inf, -np.inf])
+    assert bench_onnx(mask, QUICK, samples=5, min_time_s=0.0).results[0].model == "mask"
+
+
+@pytest.mark.parametrize("name", ["min_time_s", "max_time_s", "timeout_s"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_times_are_finite(name, value):
+    with pytest.raises(InputError, match="finite seconds"):
+        BenchOptions(**{name: value})
+
+
+@pytest.mark.parametrize("threads", [0, 1025])
+def test_threads_are_few_enough(threads, tmp_path):
+    with pytest.raises(InputError, match="allowed: 1 to 1024"):
+        BenchOptions(threads=threads)
+    with pytest.raises(InputError, match="allowed: 1 to 1024"):
+        create_session(relu(tmp_path / "m.onnx"), threads=threads)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_part_keeps_the_source_digest():
         (np.zeros((3, 2, 2, 1), np.uint8), np.array([0, -1, 0]), ("a", "b"), "label -1 is out of range"),
         (np.zeros((0, 2, 2, 1), np.uint8), np.zeros(0, int), None, "no pictures"),
         (np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3), None, "float64"),
+        (np.zeros((3, 2, 2, 1), np.uint8), np.full(3, 2**63, np.uint64), None, "label 9223372036854775808 is out of"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(images, targets, labels, match):
@@ -156,6 +158,25 @@ def test_mistyped_shapes_is_an_unknown_name(name):
 def test_path_that_does_not_exist_is_no_name(source):
     with pytest.raises(DataError, match="no such folder or file"):
         data.load(source)
+
+
+@pytest.mark.parametrize("where", ["source", "data_dir", "environment"])
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [("~no-such-user/x", "no home folder is known for ~no-such-user"), ("/" + "long/" * 3000, "File name too long")],
+)
+def test_path_that_cannot_be_looked_at_is_one_short_line(monkeypatch, where, path, match):
+    if where == "environment":
+        monkeypatch.setenv("DEPLOYKIT_DATA", path)
+    arguments = {"source": (path, None), "data_dir": ("mnist", path), "environment": ("mnist", None)}[where]
+    with pytest.raises(DataError, match=match) as caught:
+        data.load(arguments[0], data_dir=arguments[1])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_long_name_without_a_slash_is_refused():
+    with pytest.raises(DataError, match=r"File name too long|\(5000 characters\)"):
+        data.load("a" * 5000)
 
 
 def test_unknown_split_is_refused():
@@ -378,6 +399,49 @@ def test_stray_files_are_passed_over_with_one_note(flat):
     )
 
 
+def test_class_folder_that_is_not_utf8_is_refused(flat):
+    try:
+        (flat / "birke").rename(os.fsdecode(os.fsencode(flat) + b"/b\xefrke"))
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    with pytest.raises(DataError, match=r"b\\udcefrke: the name of a class folder is not UTF-8; rename it") as caught:
+        data.load(flat)
+    assert str(caught.value).encode()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(20)
+def test_pipe_and_socket_named_as_pictures_are_passed_over(flat, monkeypatch):
+    monkeypatch.chdir(flat)  # a socket's path has to be short
+    os.mkfifo("birke/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("birke/socket.jpg")
+        dataset = data.load(flat, "all")
+    assert len(dataset) == 30 and dataset.digest
+    assert dataset.notes == ("passed over 2 files that are not pictures: pipe.png, socket.jpg",)
+    os.mkfifo("pipe.npz")
+    with pytest.raises(DataError, match=r"pipe\.npz is a pipe, socket or device"):
+        data.load(flat / "pipe.npz")
+
+
+def test_dangling_link_is_named(flat):
+    (flat / "birke" / "gone.png").symlink_to(flat / "nowhere.png")
+    with pytest.raises(DataError) as caught:
+        data.load(flat, "all")
+    message = f"{flat / 'birke' / 'gone.png'} is not a readable picture: it is a link to a file that is not there"
+    assert str(caught.value) == f"{message}; replace or remove it"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+def test_jpeg_cut_short_is_called_so(tmp_path, share):
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=r"cut\.jpg is not a readable picture: the file is cut short"):
+        read_picture(path, 3)
+
+
 @pytest.mark.parametrize(
     ("build", "match"),
     [
@@ -574,6 +638,14 @@ def test_npz_split_array_is_followed(tmp_path):
         ({"split": np.array(["train"] * 10)}, "has no test split; it has train"),
         ({"labels": np.array([None] * 10)}, "not a readable .npz of plain arrays"),
         ({"labels": np.array([-1] * 10)}, "out of range"),
+        ({"labels": np.array([10**12] * 10)}, "label 1000000000000 is out of range; allowed: class numbers from 0 to"),
+        ({"labels": np.array([0, 100_000] * 5)}, "label 100000 is out of range"),
+        ({"labels": np.array([2**63] * 10, np.uint64)}, "label 9223372036854775808 is out of range"),
+        (
+            {"labels": np.array([0, 2**63] * 5, np.uint64), "label_names": np.array(["a", "b"])},
+            "label 9223372036854775808 is out of range",
+        ),
+        ({"label_names": np.array(["a", "\ud800"])}, r"class name '\\ud800' is not UTF-8"),
     ],
 )
 def test_bad_npz_says_what_it_holds(tmp_path, changes, match):
@@ -596,3 +668,21 @@ def test_npy_named_npz_is_refused(tmp_path):
         np.save(handle, np.zeros(3))
     with pytest.raises(DataError, match="holds one array"):
         data.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("content", [b"just some text\n", b""])
+def test_other_file_named_npz_is_refused_without_advice_to_unpickle(tmp_path, content):
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"x\.npz is not a readable \.npz: it (begins with b'just s'|is empty)"
+    ) as caught:
+        data.load(path)
+    assert "pickle" not in str(caught.value)
+
+
+def test_npz_of_objects_is_refused_without_advice_to_unpickle(tmp_path):
+    path = save_npz(tmp_path / "x.npz", labels=np.array([None] * 10))
+    with pytest.raises(DataError, match="it holds pickled Python objects") as caught:
+        data.load(path)
+    assert "allow_pickle" not in str(caught.value)

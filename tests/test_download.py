@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from deploykit import data
-from deploykit.data.download import DOWNLOADS, DownloadSpec, RemoteFile, fetch, is_right
+from deploykit.data.download import DOWNLOADS, DownloadSpec, RemoteFile, _said, fetch, is_right
 from deploykit.errors import DataError, InputError, OutputError, UnknownNameError
 
 CONTENT = random.Random(0).randbytes(200_000) + bytes(100_000)
@@ -219,9 +219,24 @@ def test_file_that_is_there_uncompressed_or_recompressed_is_kept(server, tmp_pat
 
 
 def test_no_server_at_all_is_one_line(tmp_path):
-    with pytest.raises(DataError, match="cannot download") as caught:
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/: no connection \(Connection refused\)") as caught:
         fetch(SPEC, tmp_path, mirrors=["http://127.0.0.1:9/"], timeout_s=1, rounds=1)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "broke off" not in str(caught.value)
+
+
+@pytest.mark.parametrize("behaviour", ["missing", "cut"])
+def test_failed_fetch_leaves_no_folder_that_it_made(server, tmp_path, behaviour):
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "new" / "toy"):
+        with pytest.raises(DataError):
+            fetch(SPEC, folder, mirrors=[f"{server.url}/{behaviour}/"], rounds=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_a_mirror_said_is_not_cut_inside_a_word():
+    words = [f"word{number:03}" for number in range(60)]
+    said = _said(ValueError("\n".join(words)))
+    assert said.endswith(" ...") and 100 < len(said) <= 160 and set(said.split()[:-1]) <= set(words)
 
 
 def test_place_that_cannot_be_written_is_an_output_error(server, tmp_path):
@@ -248,8 +263,11 @@ def test_prepare_uses_the_environments_mirror(server, tmp_path, monkeypatch):
 def test_prepare_refuses_what_it_cannot_fetch(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'fashion-mnist'"):
         data.prepare("fashion_mnist", tmp_path)
-    with pytest.raises(DataError, match="is generated, there is nothing to download"):
-        data.prepare("shapes-color", tmp_path)
+    with pytest.raises(UnknownNameError, match=r"allowed: mnist, fashion-mnist$"):
+        data.prepare("cifar", tmp_path)
+    for name in ("shapes-color", "shapes@7"):
+        with pytest.raises(DataError, match="is generated, there is nothing to download"):
+            data.prepare(name, tmp_path)
 
 
 def test_published_checksums_are_well_formed():

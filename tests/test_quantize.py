@@ -142,6 +142,41 @@ def test_a_model_with_a_fixed_batch(tmp_path: Path) -> None:
     assert session.run(None, {"x": SAMPLES[:3]})[0].shape == (3, 16, 24, 24)
 
 
+def test_a_model_with_its_weights_beside_it(tmp_path: Path) -> None:
+    together = conv_chain(tmp_path / "m.onnx")
+    apart, beside = tmp_path / "folder" / "m.onnx", tmp_path / "folder" / "m.data"
+    apart.parent.mkdir()
+    onnx.save(onnx.load(together), apart, save_as_external_data=True, location=beside.name, size_threshold=0)
+    records = [
+        quantize_onnx(model, tmp_path / f"{index}.onnx", calibration=[SAMPLES])
+        for index, model in enumerate((together, apart))
+    ]
+    assert records[0].snr_db == records[1].snr_db
+    assert records[1].parent_bytes == apart.stat().st_size + beside.stat().st_size
+    assert not list(tmp_path.glob("*.data"))  # what was made is one file
+
+
+def test_weights_that_operators_make(tmp_path: Path) -> None:
+    """The ONNX project's light test models: below IR 4, their larger weights made by ConstantOfShape."""
+    weights = [
+        numpy_helper.from_array(np.ones(4, np.float32), "b"),
+        numpy_helper.from_array(np.array([4, 3, 3, 3], np.int64), "w__SHAPE"),
+    ]
+    fill = numpy_helper.from_array(np.full(1, 0.02, np.float32))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["w__SHAPE"], ["w"], value=fill),
+        helper.make_node("Conv", ["x", "w", "b"], ["y"]),
+    ]
+    types = {"b": TensorProto.FLOAT, "w__SHAPE": TensorProto.INT64}
+    inputs = [("x", TensorProto.FLOAT, ["N", 3, 8, 8]), *((name, types[name], [4]) for name in types)]
+    path = save_graph(tmp_path / "m.onnx", nodes, inputs, [("y", TensorProto.FLOAT, None)], weights, opset=9)
+    model = onnx.load(path)
+    model.ir_version = 3
+    onnx.save(model, path)
+    record = quantize_onnx(path, tmp_path / "q.onnx", calibration=[ROWS])
+    assert record.snr_db is not None and record.snr_db > 25.0
+
+
 def test_a_file_that_did_not_get_smaller_is_said(tmp_path: Path) -> None:
     record = quantize_onnx(
         matmul(tmp_path / "m.onnx", 8, 4),

@@ -104,7 +104,7 @@ def test_damaged_files(tmp_path):
         with pytest.raises(ModelFileError) as info:
             create_session(path)
         assert path.name in one_line(info)
-    with pytest.raises(ModelFileError, match="no such file"):
+    with pytest.raises(ModelFileError, match="no such model file"):
         create_session(tmp_path / "absent.onnx")
     with pytest.raises(ModelFileError, match="is a folder"):
         create_session(tmp_path)

@@ -49,7 +49,7 @@ def _look_at(path: Path) -> None:
         if problem.errno not in _NOT_THERE:
             raise DataError(f"cannot read {_shown(path)}: {problem.strerror or problem}") from problem
     except ValueError as problem:
-        raise DataError(f"{ascii(str(path))} is no path: {problem}") from problem
+        raise DataError(f"{str(path)!a} is no path: {problem}") from problem
 
 
 def _shown(path: Path) -> str:

@@ -16,7 +16,7 @@ from deploykit.graph.activations import peak_activation_bytes
 from deploykit.graph.precision import precision_of
 from deploykit.graph.products import PRODUCTS, Product
 from deploykit.graph.shapes import Shapes, infer
-from deploykit.graph.weights import Constant, Constants, collect, nodes_of
+from deploykit.graph.weights import Constant, Constants, collect, external_files, nodes_of, not_finite
 from deploykit.results import LayerProfile, Profile
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def profile_onnx(
     shapes = infer(model, _given_shapes(artifact, shape))
     constants = collect(model.graph, shapes.graph)
     counter = _Counter(shapes, constants)
-    files = [source, *_external_files(source)]
+    files = [source, *external_files(source)]
     warnings = (*counter.warnings(artifact), *_weight_warnings(counter.names, constants))
     return Profile(
         name=artifact.name,
@@ -217,27 +217,8 @@ def _without_batch(shapes: Shapes, artifact: Artifact) -> tuple[int, ...] | None
 
 
 def _weight_warnings(names: Mapping[str, str], constants: Constants) -> Iterator[str]:
-    import numpy as np
-    import onnx
-
-    for constant in constants.stored.values():
-        if not constant.is_float or not constant.counted_bytes:
-            continue
-        values = onnx.numpy_helper.to_array(constant.tensor).astype(np.float32, copy=False)
-        if np.isfinite(values).all():
-            continue
-        what = "NaN" if np.isnan(values).any() else "infinities"
+    for constant, what in not_finite(constants):
         yield f"weights of {names.get(constant.name, constant.name)} hold {what}"
-
-
-def _external_files(source: Path) -> list[Path]:
-    """The files beside the model that hold its weights."""
-    import onnx
-
-    model = onnx.load(str(source), load_external_data=False)
-    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [source.parent / location for location in sorted(locations)]
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, Any]:

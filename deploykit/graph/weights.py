@@ -5,14 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.graph.shapes import bits_of
+from deploykit.errors import ModelFileError
+from deploykit.graph.shapes import bits_of, light
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Constant", "Constants", "collect", "nodes_of"]
+__all__ = [
+    "Constant",
+    "Constants",
+    "check_weights",
+    "collect",
+    "external_files",
+    "nodes_of",
+    "not_finite",
+    "stored_bytes",
+]
 
 # Inputs that hold settings: neither parameters nor part of the weights.
 _SETTINGS = {"Resize": (1, 2, 3), "Upsample": (1,), "Clip": (1, 2), "Pad": (1, 2), "Dropout": (1,), "Range": (0, 1, 2)}
@@ -127,6 +138,48 @@ def collect(full: onnx.GraphProto, graph: onnx.GraphProto) -> Constants:
         _follow(node, constants)
         _count(node, constants)
     return constants
+
+
+def not_finite(constants: Constants) -> Iterator[tuple[Constant, str]]:
+    """The weights that hold NaN or infinities, and which of the two.
+
+    Open bounds of Clip are settings. Minus infinity and zero alone are a mask, which opens and closes.
+    """
+    import numpy as np
+    import onnx
+
+    for constant in constants.stored.values():
+        if not constant.is_float or not constant.counted_bytes:
+            continue
+        values = onnx.numpy_helper.to_array(constant.tensor)
+        values = values if values.dtype.kind == "f" else values.astype(np.float32)  # bfloat16
+        if np.isnan(values).any():
+            yield constant, "NaN"
+        elif np.isinf(values).any() and not np.isin(values, (0.0, -np.inf)).all():
+            yield constant, "infinities"
+
+
+def check_weights(model: onnx.ModelProto, path: Path) -> Constants:
+    """The constants of a model from ``path``. Raises: ModelFileError naming weights that are not finite."""
+    constants = collect(model.graph, light(model).graph)
+    for constant, what in not_finite(constants):
+        raise ModelFileError(f"{path}: the weights {constant.name!r} hold {what}; all must be finite")
+    return constants
+
+
+def external_files(source: Path) -> list[Path]:
+    """The files beside a model that hold its weights."""
+    import onnx
+
+    model = onnx.load(str(source), format="protobuf", load_external_data=False)
+    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [source.parent / location for location in sorted(locations)]
+
+
+def stored_bytes(source: Path) -> int:
+    """Bytes of a model's file, and of those beside it that hold its weights."""
+    return sum(file.stat().st_size for file in (source, *external_files(source)))
 
 
 def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
