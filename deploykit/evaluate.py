@@ -23,7 +23,7 @@ from deploykit.graph.precision import precision_of
 from deploykit.preprocess import apply, preprocess_for
 from deploykit.progress import Progress, silent
 from deploykit.results import Accuracy, Example
-from deploykit.runtime import PROVIDERS, Session, create_session
+from deploykit.runtime import PROVIDERS, Session, check_threads, create_session
 
 __all__ = ["Classifier", "EvaluateOptions", "evaluate_onnx"]
 
@@ -49,8 +49,7 @@ class EvaluateOptions:
             raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
         if self.examples < 0:
             raise InputError(f"examples {self.examples}; allowed: 0 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads {self.threads}; allowed: 1 or more")
+        check_threads(self.threads)
         if self.provider not in PROVIDERS:
             raise UnknownNameError("provider", self.provider, PROVIDERS)
 

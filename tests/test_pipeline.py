@@ -211,6 +211,7 @@ def test_a_folder_in_use(first: tuple[Path, PipelineResult]) -> None:
     assert not (folder / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_killed_and_repeated_it_gives_the_same_figures(first: tuple[Path, PipelineResult], tmp_path: Path) -> None:
     """SIGKILL to the real process while it trains, after the training, and after the quantization."""
     network, folder = "lenet1", tmp_path / "runs"
