@@ -151,7 +151,7 @@ def run_pipeline(
 
 def run_demo(output: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress = silent) -> PipelineResult:
     """``run_pipeline`` on generated pictures of three shapes in three colours, with few epochs."""
-    options = PipelineOptions(epochs=12, bench=BenchOptions(samples=100, min_time_s=0.5))
+    options = PipelineOptions(epochs=8, bench=BenchOptions(samples=100, min_time_s=0.5))
     return run_pipeline(DEMO_NETWORKS, "shapes-color-shape", output, options, overwrite=overwrite, progress=progress)
 
 

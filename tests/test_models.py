@@ -393,3 +393,17 @@ class Gate(nn.Module):
 def test_a_users_layer_counts_for_itself():
     (row,) = profile_module(nn.Sequential(Gate()), (1, 1, 6)).layers
     assert (row.name, row.op, row.parameters, row.connections, row.macs) == ("0", "Gate", 42, 1_006, 77)
+
+
+def test_no_kernel_of_the_smallest_network_starts_dead() -> None:
+    """With two 1×1 kernels, one that never fires costs a sixth of the accuracy (82 % instead of 99 %)."""
+    from deploykit import data
+    from deploykit.preprocess import apply, for_network
+
+    pictures = data.load("shapes-color", "test").take(60)
+    preprocess = for_network((3, 28, 28), None, mean=(0.05,) * 3, std=(0.16,) * 3)
+    inputs = torch.from_numpy(apply(preprocess, pictures.pictures(np.arange(60))))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        network = models.build("color-cnn")
+        assert (network.conv1(inputs).amax(dim=(0, 2, 3)) > 0).all()

@@ -115,7 +115,11 @@ class Plain(nn.Module):
 
 def color_cnn(num_classes: int, in_channels: int) -> nn.Module:
     """Colours: 1×1 kernels that mix the channels, then 3×3."""
-    return SmallCNN(num_classes, nn.Conv2d(in_channels, 2, 1), nn.Conv2d(2, 3, 3), 3 * 6 * 6)
+    network = SmallCNN(num_classes, nn.Conv2d(in_channels, 2, 1), nn.Conv2d(2, 3, 3), 3 * 6 * 6)
+    # Of two kernels none may start dead: a positive bias keeps ReLU alive (Krizhevsky et al. 2012, section 5).
+    nn.init.constant_(network.conv1.bias, 0.5)  # type: ignore[arg-type]
+    nn.init.constant_(network.conv2.bias, 0.1)  # type: ignore[arg-type]
+    return network
 
 
 def shape_cnn(num_classes: int, in_channels: int) -> nn.Module:
