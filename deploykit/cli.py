@@ -28,9 +28,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help takes half the time of the decorated one
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="List and download datasets.", no_args_is_help=True)
+data_app = typer.Typer(help="List and download datasets.", no_args_is_help=True, rich_markup_mode=None)
 
 for command in (
     networks.models,
