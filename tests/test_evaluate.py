@@ -206,7 +206,7 @@ def test_every_stage_calls_a_precision_by_the_same_name(trained: Trained, tmp_pa
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"threads": 0}, InputError, "threads 0; allowed: 1 or more"),
+        ({"threads": 0}, InputError, "threads 0; allowed: 1 to"),
         ({"provider": "cpux"}, UnknownNameError, "did you mean 'cpu'"),
         ({"batch_size": 0}, InputError, "batch size 0"),
     ],
