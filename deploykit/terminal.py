@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -62,21 +61,16 @@ def note(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """A table on stdout: the first ``left`` columns flush left, numbers flush right; wide enough in a pipe."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index >= left)
-    for row in rows:
-        table.add_row(*row)
-    # In a pipe nothing is folded: a script may read the lines.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    text = io.StringIO()
-    Console(file=text, width=width, markup=False, highlight=False, force_terminal=False).print(table)
-    print_line(text.getvalue().rstrip("\n"))
+    """A table on stdout: the first ``left`` columns flush left, numbers flush right; nothing is folded or cut."""
+    table = [tuple(columns), *(tuple(row) for row in rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
+    table.insert(1, tuple("─" * width for width in widths))
+    for row in table:
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print_line("  ".join(cells).rstrip())
 
 
 @contextmanager
