@@ -19,7 +19,9 @@ _LAZY = {
     "export_onnx": "deploykit.export",
     "quantize_onnx": "deploykit.quantize",
     "evaluate_onnx": "deploykit.evaluate",
+    "evaluate_ensemble": "deploykit.evaluate",
     "bench_onnx": "deploykit.bench",
+    "visualize_network": "deploykit.visualize",
     "write_report": "deploykit.report",
     "run_pipeline": "deploykit.pipeline",
 }

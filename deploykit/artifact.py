@@ -20,7 +20,16 @@ from deploykit.preprocessing_spec import Preprocess
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Artifact", "ModelCard", "Preprocess", "TensorSpec", "check_is_file", "load_model", "repeated"]
+__all__ = [
+    "Artifact",
+    "ModelCard",
+    "Preprocess",
+    "TensorSpec",
+    "check_is_file",
+    "check_model",
+    "load_model",
+    "repeated",
+]
 
 _PREFIX = "deploykit."
 _PATH_CHARACTERS = 160  # of a path in a message; the longest are over 4,000
@@ -264,11 +273,12 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ) from problem
     except OSError as problem:
         raise ModelFileError(f"cannot read {source}: {problem.strerror}") from problem
-    _check_model(model, source)
+    check_model(model, source)
     return model
 
 
-def _check_model(model: onnx.ModelProto, source: Path) -> None:
+def check_model(model: onnx.ModelProto, source: Path) -> None:
+    """Raises: ModelFileError when ``model`` is empty, or the file that it was read from breaks the ONNX standard."""
     import onnx
 
     if not model.graph.node or not model.graph.output or not model.ir_version:

@@ -1,6 +1,6 @@
 """Augmentation of a batch on the training device, from uint8 pictures to floats of 0–255.
 
-All draws come from torch's global generator, which the training loop seeds anew each epoch: a resumed training sees
+All draws come from torch's global generators, which the training loop seeds anew each epoch: a resumed training sees
 the same pictures.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deploykit.errors import UnknownNameError
@@ -16,11 +18,32 @@ from deploykit.training_recipes import AUGMENTATION_NAMES
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AUGMENTATIONS", "augmentation"]
+__all__ = ["AUGMENTATIONS", "CROPPING", "Augmentation", "Mixed", "augmentation", "mix"]
+
+Augmentation = Callable[["torch.Tensor", tuple[int, int]], "torch.Tensor"]
+
+CROPPING = frozenset({"crops", "mild-crops"})
+"""Those that cut their pieces out of pictures larger than the network's input, where there is more to see."""
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+
+# Eigenvectors of RGB over ImageNet, each times its standard deviation, in units of 0 to 255; Krizhevsky et al. 2012,
+# section 4.1; the values are those of fb.resnet.torch's datasets/imagenet.lua.
+_LIGHTING = tuple(
+    tuple(255.0 * deviation * part for part in vector)
+    for deviation, vector in (
+        (0.2175, (-0.5675, -0.5808, -0.5836)),
+        (0.0188, (0.7192, -0.0045, -0.6948)),
+        (0.0045, (0.4009, -0.8140, 0.4203)),
+    )
+)
+_LIGHTING_DEVIATION = 0.1
 
 
-def augmentation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The augmentation of that name: uint8 or float (N, C, H, W) to float32 of the same shape and range.
+def augmentation(name: str) -> Augmentation:
+    """The augmentation of that name, from uint8 (N, C, H, W) and a size (h, w) to float32 (N, C, h, w) of 0–255.
+
+    All but those in ``CROPPING`` need pictures of that size already.
 
     Raises: UnknownNameError.
     """
@@ -29,11 +52,11 @@ def augmentation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return AUGMENTATIONS[name]
 
 
-def _plain(pictures: torch.Tensor) -> torch.Tensor:
+def _plain(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return pictures.float()
 
 
-def _digits(pictures: torch.Tensor) -> torch.Tensor:
+def _digits(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Rotation, scale, shear, shift and elastic distortion, as LeNet-5's distorted copies (LeCun et al. 1998, III-A).
 
     The elastic field is a coarse random one, smoothly enlarged (Simard, Steinkraus & Platt 2003).
@@ -75,8 +98,7 @@ def _shifted(pictures: torch.Tensor, *, flip_rows: bool) -> torch.Tensor:
     images = pictures.float()
     count, _, height, width = images.shape
     for axis in (3, 2) if flip_rows else (3,):
-        mirrored = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
-        images = torch.where(mirrored, images.flip(axis), images)
+        images = _mirrored(images, axis)
     reach = max(1, height // 8)
     padded = F.pad(images, (reach, reach, reach, reach))
     tops = torch.randint(0, 2 * reach + 1, (count, 1), device=images.device)
@@ -88,16 +110,123 @@ def _shifted(pictures: torch.Tensor, *, flip_rows: bool) -> torch.Tensor:
     return padded[picture, channel, rows, columns]  # (N, C, H, W)
 
 
-def _photos(pictures: torch.Tensor) -> torch.Tensor:
+def _mirrored(images: torch.Tensor, axis: int) -> torch.Tensor:
+    import torch
+
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(axis), images)
+
+
+def _photos(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Left-right flips and random crops of the zero-padded picture (Krizhevsky 2012, section 4.1; He 2016, 4.2)."""
     return _shifted(pictures, flip_rows=False)
 
 
-def _shapes(pictures: torch.Tensor) -> torch.Tensor:
+def _shapes(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Flips along both axes and shifts: a triangle stays a triangle."""
     return _shifted(pictures, flip_rows=True)
 
 
-AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = dict(
-    zip(AUGMENTATION_NAMES, (_plain, _digits, _photos, _shapes), strict=True)
+def _cropped(pictures: torch.Tensor, size: tuple[int, int], *, least_area: float, colour: float) -> torch.Tensor:
+    """Pieces of random place, area and aspect ratio, resized; flips; colour shift (Szegedy et al. 2015, section 6)."""
+    images = _resized_crops(pictures.float(), size, least_area)
+    return _recoloured(_mirrored(images, 3), colour)
+
+
+def _resized_crops(images: torch.Tensor, size: tuple[int, int], least_area: float) -> torch.Tensor:
+    """(N, C, h, w): of each picture a piece of ``least_area`` to all of it, sides in a ratio of 3:4 to 4:3.
+
+    One bilinear sample a pixel. Pieces are at most 256/224 as large as what they become, so that hardly a pixel is
+    passed over.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    count, channels, height, width = images.shape
+    area = torch.empty(count, device=images.device).uniform_(least_area, 1.0)
+    ratio = torch.empty(count, device=images.device).uniform_(-1.0, 1.0).mul_(math.log(4.0 / 3.0)).exp_()
+    # In shares of the picture; a side that would stick out is cut to it, where torchvision draws again.
+    wide = (area * ratio * (height / width)).sqrt_().clamp_(max=1.0)
+    tall = (area / ratio * (width / height)).sqrt_().clamp_(max=1.0)
+    across = torch.empty(count, device=images.device).uniform_(-1.0, 1.0) * (1.0 - wide)
+    down = torch.empty(count, device=images.device).uniform_(-1.0, 1.0) * (1.0 - tall)
+    zero = torch.zeros_like(wide)
+    rows = (torch.stack([wide, zero, across], 1), torch.stack([zero, tall, down], 1))
+    grid = F.affine_grid(torch.stack(rows, 1), [count, channels, *size], align_corners=False)  # (N, h, w, 2)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _recoloured(images: torch.Tensor, amount: float) -> torch.Tensor:
+    """Brightness, contrast and, of colours, saturation by factors in 1 ± ``amount``, then AlexNet's lighting."""
+    import torch
+
+    def factor() -> torch.Tensor:
+        return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(1.0 - amount, 1.0 + amount)
+
+    coloured = images.shape[1] == 3
+    luma = torch.tensor(_LUMA if coloured else (1.0,), device=images.device).view(1, -1, 1, 1)
+    images = (images * factor()).clamp_(0.0, 255.0)
+    middle = (images * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    images = torch.lerp(middle, images, factor()).clamp_(0.0, 255.0)
+    if not coloured:
+        return images
+    grey = (images * luma).sum(1, keepdim=True)
+    strengths = torch.randn(len(images), 3, device=images.device) * _LIGHTING_DEVIATION
+    light = strengths @ torch.tensor(_LIGHTING, device=images.device)  # (N, 3)
+    return torch.lerp(grey, images, factor()).add_(light[:, :, None, None]).clamp_(0.0, 255.0)
+
+
+_crops = partial(_cropped, least_area=0.08, colour=0.4)
+# A twelfth of a picture of a few thousand teaches little of it: pieces are larger, colours nearer to what they were.
+_mild_crops = partial(_cropped, least_area=0.35, colour=0.2)
+
+AUGMENTATIONS: dict[str, Augmentation] = dict(
+    zip(AUGMENTATION_NAMES, (_plain, _digits, _photos, _shapes, _crops, _mild_crops), strict=True)
 )
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch whose pictures are ``share`` of ``targets`` and the rest of ``others``."""
+
+    pictures: torch.Tensor
+    targets: torch.Tensor
+    others: torch.Tensor
+    share: float
+
+
+def mix(pictures: torch.Tensor, targets: torch.Tensor, *, mixup: float, cutmix: float) -> Mixed:
+    """Mixes each picture of a batch with another one of it; with both alphas 0 it stays as it is.
+
+    Args:
+        pictures: Float (N, C, H, W).
+        targets: (N,).
+        mixup: Alpha of Zhang et al. 2018: pictures are blended, the share is drawn from Beta(alpha, alpha).
+        cutmix: Alpha of Yun et al. 2019: a rectangle of the other picture is put in.
+    """
+    import torch
+
+    if not mixup and not cutmix:
+        return Mixed(pictures, targets, targets, 1.0)
+    # On the CPU, where reading a number does not wait for the device.
+    blend = not cutmix or (mixup > 0 and float(torch.rand(())) < 0.5)
+    alpha = torch.tensor(mixup if blend else cutmix)
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    order = torch.randperm(len(targets)).to(targets.device)
+    if blend:
+        return Mixed(torch.lerp(pictures[order], pictures, share), targets, targets[order], share)
+    top, bottom, left, right = _rectangle(pictures.shape[2], pictures.shape[3], 1.0 - share)
+    made = pictures.clone()
+    made[:, :, top:bottom, left:right] = pictures[order, :, top:bottom, left:right]
+    replaced = (bottom - top) * (right - left) / (pictures.shape[2] * pictures.shape[3])
+    return Mixed(made, targets, targets[order], 1.0 - replaced)
+
+
+def _rectangle(height: int, width: int, area: float) -> tuple[int, int, int, int]:
+    """Rows and columns of a rectangle of a share of the picture around a random pixel, cut at its edges."""
+    import torch
+
+    tall, wide = round(height * math.sqrt(area)), round(width * math.sqrt(area))
+    row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
+    top, left = row - tall // 2, column - wide // 2
+    return max(0, top), min(height, top + tall), max(0, left), min(width, left + wide)

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__
-from deploykit.artifact import Artifact, ModelCard
+from deploykit.artifact import Artifact, ModelCard, check_model
 from deploykit.checkpoint import check_finite
 from deploykit.errors import InputError, ParityError
 from deploykit.extras import require
 from deploykit.files import atomic_folder, check_writable, destination
+from deploykit.onnx_writer import append_metadata, write_model
 from deploykit.runtime import create_session
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir
     import torch
 
 __all__ = ["ExportOptions", "export_onnx"]
 
 _OPSETS = range(18, 24)
-_ONE_FILE_BYTES = 2**31 - 2**20  # protobuf's limit of 2 GiB, with room for the metadata
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,24 @@ def export_onnx(
     batches = _batches(inputs, options.batch_sizes)
     with _in_evaluation(module):
         expected = [_forward(module, batch) for batch in batches]
+        _check_labels(card.labels, expected[0][0])
         model = _trace(module, _rows(inputs, 0, 2), options, outputs=len(expected[0]))
     _assert_dynamic_batch(model)
     with atomic_folder(target, overwrite=overwrite) as folder:
         trial = folder / target.name
-        _save(model, trial)
-        session = create_session(trial)
-        parity = _parity(expected, [session.run(batch.cpu().numpy()) for batch in batches], options)
-        card.artifact(version=__version__, precision="fp32", parity=parity | {"pictures": pictures}).stamp(model)
-        trial.write_bytes(model.SerializeToString(deterministic=True))  # weights that lie outside stay there
-        Artifact.read(trial)  # what is moved into place has been read back
-    return Artifact.read(target)
+        bare = write_model(model, trial)
+        del model  # it may hold copies of weights
+        parity = _parity(expected, _answers(trial, batches), options)
+        card.artifact(version=__version__, precision="fp32", parity=parity | {"pictures": pictures}).stamp(bare)
+        append_metadata(trial, bare)
+        check_model(bare, trial)  # what is moved into place has been read back
+        artifact = Artifact.of_model(bare, trial)
+    return replace(artifact, path=target)
+
+
+def _check_labels(labels: Sequence[str], logits: NDArray[Any]) -> None:
+    if labels and logits.ndim == 2 and logits.shape[1] != len(labels):
+        raise InputError(f"{len(labels)} labels for a module with {logits.shape[1]} classes; expected one for each")
 
 
 def _device(module: torch.nn.Module) -> torch.device:
@@ -167,13 +174,19 @@ def _forward(module: torch.nn.Module, batch: torch.Tensor) -> list[NDArray[Any]]
     return [item.cpu().numpy() for item in outputs]
 
 
-def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions, *, outputs: int) -> onnx.ModelProto:
+def _answers(path: Path, batches: Sequence[torch.Tensor]) -> list[list[NDArray[Any]]]:
+    """What ONNX Runtime computes; the session and its copy of the weights are gone afterwards."""
+    session = create_session(path)
+    return [session.run(batch.cpu().numpy()) for batch in batches]
+
+
+def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions, *, outputs: int) -> onnx_ir.Model:
     """Runs torch's exporter with a batch of 2, since a batch of 1 can become a constant (pytorch #148886)."""
     import torch
 
     names = ["logits"] if outputs == 1 else [f"output_{index}" for index in range(outputs)]
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), torch.no_grad():  # a fifth faster
             program = torch.onnx.export(
                 module,
                 (batch,),
@@ -189,9 +202,8 @@ def _trace(module: torch.nn.Module, batch: torch.Tensor, options: ExportOptions,
         raise InputError(f"torch.onnx cannot export this module: {_first_cause(problem)}") from problem
     if program is None:
         raise InputError("torch.onnx returned no program for this module")
-    model: onnx.ModelProto = program.model_proto
-    _strip(model)
-    return model
+    _strip(program.model)
+    return program.model
 
 
 @contextmanager
@@ -215,25 +227,28 @@ def _first_cause(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Drops the exporter's notes to itself (a kilobyte of stack trace a node) and its value infos."""
-    for item in (model, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
-    del model.graph.metadata_props[:]
-    del model.graph.value_info[:]
-    model.graph.name = "deploykit"
+def _strip(model: onnx_ir.Model) -> None:
+    """Drops the exporter's notes to itself (a kilobyte of stack trace a node) and what it infers of inner values."""
+    graph = model.graph
+    graph.name = "deploykit"
+    inner = [value for node in graph for value in node.outputs if not value.is_graph_output()]
+    for value in inner:
+        value.type, value.shape = None, None
+    everything = (model, graph, *graph, *inner, *graph.inputs, *graph.outputs, *graph.initializers.values())
+    for item in everything:
+        item.metadata_props.clear()
+        item.doc_string = None
 
 
-def _assert_dynamic_batch(model: onnx.ModelProto) -> None:
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if not dims or not dims[0].dim_param or dims[0].dim_param != batch:
-            shape = [dim.dim_param or dim.dim_value for dim in dims]
+def _assert_dynamic_batch(model: onnx_ir.Model) -> None:
+    batch = (model.graph.inputs[0].shape or (None,))[0]
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        shape = list(value.shape or ())
+        if not shape or isinstance(shape[0], int) or shape[0] != batch:
             raise ParityError(
-                f"the batch axis of {value.name!r} is not the input's: shape {shape}; the first axis of every input and"
-                " output must be the free batch (look for .view or .reshape with a fixed first size)"
+                f"the batch axis of {value.name!r} is not the input's: shape {[str(axis) for axis in shape]}; the first"
+                " axis of every input and output must be the free batch (look for .view or .reshape with a fixed first"
+                " size)"
             )
 
 
@@ -279,13 +294,3 @@ def _top1_agreement(wanted: NDArray[Any], got: NDArray[Any]) -> tuple[int, int]:
     if not tied.all():
         raise ParityError(f"top-1 differs in {int((~tied).sum())} of {len(flat)} samples; nothing was written")
     return int((first == second).sum()), len(flat)
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    """One file; above protobuf's limit the weights go to ``path + ".data"``, and ``model`` then refers to them."""
-    import onnx
-
-    if model.ByteSize() <= _ONE_FILE_BYTES:
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        return
-    onnx.save(model, path, save_as_external_data=True, location=path.name + ".data")

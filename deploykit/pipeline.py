@@ -32,6 +32,7 @@ from deploykit.results import Record
 from deploykit.sources import example_inputs, open_source
 from deploykit.steps import Step, Steps
 from deploykit.train import CHECKPOINT, CURVES, HISTORY, RECORD, STATE, train_network
+from deploykit.training_setup import common_size
 
 __all__ = ["DEMO_NETWORKS", "PipelineOptions", "PipelineResult", "run_demo", "run_pipeline"]
 
@@ -128,6 +129,7 @@ def run_pipeline(
     for package, extra in _IMPORTS_LATER.items():
         if find_spec(package) is None:
             raise MissingDependencyError(package, extra, "the whole chain")
+    options.check_networks(networks)
     # `shapes` alone is the task of the first network that has one.
     classes = next((entry.classes for entry in map(spec, networks) if entry.classes in data.SHAPES_CLASSES), None)
     train = data.load(dataset, "train", data_dir=data_dir, classes=classes)
@@ -145,7 +147,8 @@ def run_pipeline(
         for step in plan:
             steps.run(step)
         rows = collect([folder / record for record in chain.records]).rows
-    notes = dict.fromkeys((*train.notes, *test.notes))
+    chosen = (f"{name}: {text}" for name in networks for text in options.plan(name, common_size(train)).notes)
+    notes = dict.fromkeys((*train.notes, *test.notes, *chosen))
     return PipelineResult(folder / "report.html", tuple(rows), tuple(steps.done), tuple(steps.skipped), tuple(notes))
 
 
@@ -193,13 +196,22 @@ def _pictures(chain: _Chain) -> dict[str, str]:
 
 
 def _train(chain: _Chain, network: str) -> Step:
-    options, entry = chain.options.training(chain.train.name), spec(network)
+    entry, plan = spec(network), chain.options.plan(network, common_size(chain.train))
+    options = chain.options.training(chain.train.name, network, plan.side)
 
     def work() -> object:
         chain.progress(f"{network}: train", 0, 0)
         progress = _named(chain.progress, network)
         return train_network(
-            network, chain.train, chain.test, chain.folder / network, options, resume=True, progress=progress
+            network,
+            chain.train,
+            chain.test,
+            chain.folder / network,
+            options,
+            network_options=plan.options,
+            size=plan.side if entry.any_size else None,
+            resume=True,
+            progress=progress,
         )
 
     built = {
@@ -210,6 +222,8 @@ def _train(chain: _Chain, network: str) -> Step:
         "content size": entry.content_size,
         "reads grey": entry.reads_grey,
         "network options": {name: list(values) for name, values in entry.options.items()},
+        "chosen options": dict(plan.options),
+        "size": plan.side,
     }
     return Step(
         name=f"{network}/train",

@@ -17,12 +17,23 @@ from deploykit.artifact import Artifact, Preprocess
 from deploykit.data.dataset import Pictures
 from deploykit.errors import DataError, InputError, UnknownNameError
 
-__all__ = ["PRESETS", "apply", "fit_pictures", "for_network", "normalize", "preprocess_for", "preset"]
+__all__ = [
+    "PRESETS",
+    "apply",
+    "check_pixels",
+    "fit_pictures",
+    "for_network",
+    "normalize",
+    "preprocess_for",
+    "preset",
+    "scaled_size",
+]
 
 # ITU-R 601-2 luma in 16-bit fixed point, as Pillow's convert("L") has it (libImaging/Convert.c).
 _LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)
 _CHANNELS = {1: "L", 3: "RGB"}
 _MOST_PIXELS = 178_956_970  # of a resized picture; the size at which Pillow refuses to open one
+_MARGIN = 256 / 224  # of the resized shorter side over the part of it that is looked at
 _SQUARE_ISH = 1.25  # sides whose ratio is below this are stretched
 _CHUNK_VALUES = 1 << 18  # normalised at once, so that both steps find them in the processor's cache
 
@@ -47,7 +58,7 @@ def fit_pictures(pre: Preprocess, pictures: Pictures) -> NDArray[np.uint8]:
     Raises:
         DataError: Not uint8 pictures, or of another size than the network's and ``pre`` neither resizes nor crops.
     """
-    if isinstance(pictures, np.ndarray) and _scaled_size(pre, _shape(pictures, 4)[1:3]) == pictures.shape[1:3]:
+    if isinstance(pictures, np.ndarray) and scaled_size(pre, _shape(pictures, 4)[1:3]) == pictures.shape[1:3]:
         return np.ascontiguousarray(_cropped(pre, _recolored(pre, pictures)))
     fitted = np.empty((len(pictures), *pre.size, pre.depth), dtype=np.uint8)
     for index, picture in enumerate(pictures):
@@ -114,8 +125,11 @@ def _recolored(pre: Preprocess, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels[..., ::-1] if pre.channels == "BGR" else pixels
 
 
-def _scaled_size(pre: Preprocess, size: tuple[int, ...]) -> tuple[int, ...]:
-    """``(H, W)`` after the resize step; the longer side is cut off to a whole number, as in torchvision."""
+def scaled_size(pre: Preprocess, size: tuple[int, ...]) -> tuple[int, ...]:
+    """``(H, W)`` of a picture of ``size`` after the resize step; the longer side is cut off to a whole number.
+
+    So does torchvision.
+    """
     if pre.resize is None:
         return size
     if isinstance(pre.resize, tuple):
@@ -130,15 +144,22 @@ def _resized(pre: Preprocess, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """``(1, H, W, C)`` after the resize step."""
     from PIL import Image
 
-    height, width = _scaled_size(pre, pixels.shape[1:3])
+    height, width = scaled_size(pre, pixels.shape[1:3])
     if (height, width) == pixels.shape[1:3]:
         return pixels
-    if height * width > _MOST_PIXELS:
-        long = f"{pixels.shape[1]} x {pixels.shape[2]}"
-        raise DataError(f"a picture of {long} pixels would become {height} x {width}; allowed: {_MOST_PIXELS} pixels")
+    check_pixels(pixels.shape[1:3], (height, width))
     flat = pixels[0, ..., 0] if pre.depth == 1 else pixels[0]
     image = Image.fromarray(np.ascontiguousarray(flat)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(1, height, width, pre.depth)
+
+
+def check_pixels(picture: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Raises: DataError when a picture of (H, W) is to become one of ``size`` (H, W) that takes too much memory."""
+    if size[0] * size[1] > _MOST_PIXELS:
+        raise DataError(
+            f"a picture of {picture[0]} x {picture[1]} pixels would become {size[0]} x {size[1]};"
+            f" allowed: {_MOST_PIXELS} pixels"
+        )
 
 
 def _cropped(pre: Preprocess, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -223,7 +244,7 @@ def preset(
     pre = Preprocess(
         size=size,
         channels=_CHANNELS[depth],
-        resize=round(shorter * 256 / 224) if name == "imagenet" else shorter,
+        resize=round(shorter * _MARGIN) if name == "imagenet" else shorter,
         crop="center",
         layout=layout,
         dtype=dtype,
@@ -241,11 +262,14 @@ def for_network(
     std: Sequence[float],
     *,
     picture_size: tuple[int, int] | None = None,
+    margin: bool = False,
 ) -> Preprocess:
     """The preprocessing that a training begins with.
 
     Pictures are resized to the content's size and padded with zeros to the network's. Those known to be nearly square
-    are stretched; of others the shorter side is resized, and the middle stays.
+    are stretched; of others the shorter side is resized, and the middle stays. With ``margin``, of pictures that are
+    larger than the input or of several sizes the shorter side becomes 256/224 of it (Krizhevsky et al. 2012, section
+    2), and the middle stays.
 
     Args:
         input_shape: ``(C, H, W)`` of the network's input.
@@ -253,6 +277,7 @@ def for_network(
         mean: Of the pixels scaled to 0 to 1, one a channel.
         std: Likewise.
         picture_size: ``(H, W)`` common to the pictures, where known.
+        margin: Whether the network is for photos, whose edges may be cut off.
 
     Raises:
         InputError: The channels are neither 1 nor 3, or mean and std do not fit them.
@@ -262,10 +287,13 @@ def for_network(
         raise InputError(f"the network takes {depth} channels; allowed: 1 (grey) or 3 (colour)")
     content = (height, width) if content_size is None else (content_size, content_size)
     stretch = picture_size is not None and max(picture_size) < _SQUARE_ISH * min(picture_size)
+    resize: int | tuple[int, int] = content if stretch else max(content)
+    if margin and (picture_size is None or min(picture_size) > max(content)):
+        stretch, resize = False, round(max(content) * _MARGIN)
     return Preprocess(
         size=(height, width),
         channels=_CHANNELS[depth],
-        resize=content if stretch else max(content),
+        resize=resize,
         crop=None if stretch and content == (height, width) else "center",
         scale=1.0 / 255.0,
         mean=tuple(mean),

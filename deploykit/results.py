@@ -6,160 +6,39 @@ fractions from 0 to 1. A record says what was really used; the environment trave
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 import os
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from deploykit.errors import InputError
 from deploykit.files import read_json
+from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, StageProfile
+from deploykit.record import Record
 
 __all__ = [
     "Accuracy",
     "Bench",
+    "Claims",
+    "Comparison",
+    "Difference",
+    "EnsembleMember",
     "Example",
+    "FileCost",
     "Latency",
     "LayerProfile",
     "Memory",
+    "NetworkCost",
     "Profile",
     "Quantization",
     "Record",
+    "StageProfile",
+    "Statement",
     "Timing",
     "Training",
     "read_record",
 ]
-
-R = TypeVar("R", bound="Record")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """Base of the records: a kind, a version, and what machine and versions it was made with."""
-
-    kind: ClassVar[str]
-    schema_version: ClassVar[int] = 1
-
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    deploykit: str = ""
-
-    def to_document(self) -> dict[str, Any]:
-        """The JSON document, with ``schema``, ``deploykit`` and ``environment`` first."""
-        body = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
-        head = {"schema": f"deploykit.{self.kind}/{self.schema_version}", "deploykit": body.pop("deploykit")}
-        return head | {"environment": body.pop("environment")} | body
-
-    @classmethod
-    def from_document(cls: type[R], document: Mapping[str, Any], *, source: str = "document") -> R:
-        """The record of a JSON document. Raises: InputError naming an unknown schema or a missing key."""
-        expected = f"deploykit.{cls.kind}/{cls.schema_version}"
-        if document.get("schema") != expected:
-            raise InputError(f"{source} has schema {document.get('schema')!r}; this deploykit reads {expected!r}")
-        return typing.cast(R, _build(cls, {key: value for key, value in document.items() if key != "schema"}, source))
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as JSON has them; NaN and infinities as null, which JSON lacks."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
-
-
-def _build(cls: Any, values: Mapping[str, Any], source: str) -> Any:
-    """Builds a dataclass from JSON; keys that a later version added are passed over."""
-    hints = _hints(cls)
-    needed = {
-        item.name
-        for item in dataclasses.fields(cls)
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
-    if missing := sorted(needed - set(values)):
-        raise InputError(f"{source} lacks the keys {', '.join(missing)} of a {cls.__name__} record")
-    return cls(**{name: _typed(hints[name], values[name], source, name) for name in hints if name in values})
-
-
-# What JSON may hold for a field's type; a float that was NaN or infinite stands there as null.
-_SCALARS: dict[Any, tuple[type, ...]] = {float: (int, float, type(None)), int: (int,), str: (str,), bool: (bool,)}
-
-
-def _typed(hint: Any, value: Any, source: str, key: str) -> Any:
-    """The value as the field's type has it. Raises: InputError naming the key whose value is of another type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return value if value is None or len(inner) != 1 else _typed(inner[0], value, source, key)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return _build(hint, value, source)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_typed(arguments[0], item, source, key) for item in value)
-    if origin is Mapping and isinstance(value, Mapping):
-        return {str(name): _typed(arguments[1], item, source, key) for name, item in value.items()}
-    if hint is Any or (isinstance(value, _SCALARS.get(hint, ())) and (hint is bool or not isinstance(value, bool))):
-        return value
-    expected = getattr(origin or hint, "__name__", str(hint))
-    raise InputError(f"{source}: {key!r} is a {type(value).__name__}; expected a {expected}")
-
-
-@dataclass(frozen=True)
-class LayerProfile:
-    """One layer of a profile. ``output_shape`` leaves out the batch axis; counts are for one picture."""
-
-    name: str
-    op: str
-    output_shape: tuple[int, ...] | None
-    parameters: int
-    connections: int
-    macs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile(Record):
-    """What a network weighs (``inspect``).
-
-    Attributes:
-        connections: Multiply-accumulates with the bias counted as one, as LeCun et al. 1998 counts them.
-        macs: Multiply-accumulates of convolutions and fully connected layers, without biases, for one picture.
-        weight_bytes: Bytes of the weights as stored.
-        file_bytes: Bytes on disk; None for a network that is only a name.
-        download_bytes: The file after deflate; None for a network that is only a name.
-        peak_activation_bytes: Largest sum of live activations, by liveness, batch 1; None when shapes are unknown.
-    """
-
-    kind: ClassVar[str] = "profile"
-
-    name: str
-    parameters: int
-    connections: int | None
-    macs: int | None
-    weight_bytes: int
-    file_bytes: int | None
-    download_bytes: int | None
-    peak_activation_bytes: int | None
-    precision: str
-    layers: tuple[LayerProfile, ...]
-    operators: Mapping[str, int] = field(default_factory=dict)
-    input_shape: tuple[int, ...] | None = None
-    opset: int | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
-    parent_sha256: str | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,9 +51,29 @@ class Example:
     probability: float
 
 
+@dataclass(frozen=True)
+class EnsembleMember:
+    """One model of an ensemble, with what it gets right alone."""
+
+    model: str
+    model_sha256: str
+    precision: str
+    top1: float
+    network: str | None = None
+    file_bytes: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Record):
-    """What a model gets right (``evaluate``): fractions over ``samples`` pictures, each counted once."""
+    """What a model gets right (``evaluate``): fractions over ``samples`` pictures, each counted once.
+
+    Attributes:
+        crops: Views of each picture whose probabilities were averaged.
+        models: How many models were averaged; ``members`` describes them where there are several, and
+            ``model_sha256`` is then of no file.
+        forward_passes: For one picture, ``crops`` × ``models``.
+        picture_ms: Preparing one picture and all its forward passes, decoding left out, on average.
+    """
 
     kind: ClassVar[str] = "accuracy"
 
@@ -194,6 +93,11 @@ class Accuracy(Record):
     network: str | None = None
     file_bytes: int | None = None
     seconds: float | None = None
+    crops: int = 1
+    models: int = 1
+    forward_passes: int = 1
+    picture_ms: float | None = None
+    members: tuple[EnsembleMember, ...] = ()
     examples: tuple[Example, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -314,7 +218,63 @@ class Quantization(Record):
     warnings: tuple[str, ...] = ()
 
 
-_KINDS: dict[str, type[Record]] = {cls.kind: cls for cls in (Profile, Accuracy, Bench, Training, Quantization)}
+@dataclass(frozen=True)
+class Statement:
+    """What a paper or the lecture notes say, beside what was measured.
+
+    ``said`` and ``measured`` are in ``unit``; ``measured`` is None where it takes data or weights that are not here.
+    """
+
+    says: str
+    source: str
+    said: float | None
+    measured: float | None
+    unit: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class FileCost:
+    """One file of a network, in a fresh process: latency is the median of a call, with its 95 % interval."""
+
+    precision: str
+    file_bytes: int
+    download_bytes: int | None = None
+    latency_ms: float | None = None
+    ci_low_ms: float | None = None
+    ci_high_ms: float | None = None
+    load_ms: float | None = None
+    peak_bytes: int | None = None
+    stable: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a reference network costs, with what is said of it; fresh weights, batch 1."""
+
+    network: str
+    said: str
+    parameters: int
+    macs: int
+    peak_activation_bytes: int | None
+    threads: int
+    files: tuple[FileCost, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims(Record):
+    """What papers and lecture notes say of the reference networks, beside what was measured (``report --claims``)."""
+
+    kind: ClassVar[str] = "claims"
+
+    statements: tuple[Statement, ...]
+    networks: tuple[NetworkCost, ...] = ()
+
+
+_KINDS: dict[str, type[Record]] = {
+    cls.kind: cls for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims)
+}
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:

@@ -1,12 +1,12 @@
-"""What can be exported or inspected: a run's folder, a checkpoint, a network's name, or a user's own callable."""
+"""What can be exported or inspected: a run's folder, a checkpoint, a network's name, or a user's own callable.
+
+A network's name alone gives fresh weights; with a file of weights it is what torchvision's users call pretrained.
+"""
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from deploykit import data
 from deploykit.artifact import ModelCard, Preprocess
+from deploykit.callables import module_of
 from deploykit.checkpoint import Checkpoint, load_module, read_checkpoint
-from deploykit.errors import InputError, UnknownNameError
+from deploykit.errors import CheckpointError, InputError, UnknownNameError
 from deploykit.extras import require
 from deploykit.files import sha256_file
-from deploykit.models import build, names, spec
+from deploykit.models import NetworkSpec, build, names, spec
 from deploykit.preprocess import apply, for_network, preset
+from deploykit.pretrained import Fit, Weights, fit_of, load_weights, read_weights, statistics
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["Source", "checkpoint_path", "example_inputs", "open_source"]
 
 _CHECKPOINT = "checkpoint.safetensors"
+_SMALL_PICTURE = 32  # pixels of the sides that the networks' variants for small pictures are made for
+_OWN_STATISTICS = (
+    "pictures are fed as values from -1 to 1, as torchvision's published weights of this network expect; for weights"
+    " that were trained with ImageNet's statistics (transform_input=False) add --preprocess imagenet"
+)
+_FEW_PIXELS = 64  # of the sides of what BatchNorm is shown
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Source:
         name: What to call it: the network's name, or the callable's.
         input_shape: ``(C, H, W)``, None where a callable does not say.
         path: The checkpoint's file, None for the others.
+        notes: What a file of weights did not say or give, a sentence each.
     """
 
     kind: str
@@ -48,19 +57,59 @@ class Source:
     card: ModelCard
     input_shape: tuple[int, int, int] | None
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def described(
-        self, *, input_shape: tuple[int, int, int] | None = None, preprocess: Preprocess | str | None = None
+        self,
+        *,
+        input_shape: tuple[int, int, int] | None = None,
+        preprocess: Preprocess | str | None = None,
+        labels: tuple[str, ...] = (),
     ) -> Source:
-        """A copy with what the user says of a callable.
+        """A copy with what the user says of it.
+
+        Args:
+            input_shape: ``(C, H, W)`` of a callable, or another size for a network that takes any.
+            preprocess: How pictures are fed to it, or the name of a preset.
+            labels: Names of the classes.
 
         Raises: InputError when it contradicts what a checkpoint or network knows of itself.
         """
         if self.kind == "checkpoint" and (input_shape or preprocess):
             raise InputError(f"{self.path} knows its shape and preprocessing; leave out --shape and --preprocess")
+        if self.kind == "checkpoint" and self.card.labels and labels:
+            raise InputError(f"{self.path} knows its {len(self.card.labels)} labels; leave out --labels")
+        source = replace(self, card=replace(self.card, labels=labels or self.card.labels))
         if self.kind == "network" and input_shape not in (None, self.input_shape):
-            raise InputError(f"{self.name} takes {self.input_shape}, received --shape {input_shape}")
-        shape = input_shape or self.input_shape
+            source = source._resized(input_shape)
+        return source._fed(input_shape or self.input_shape, preprocess)
+
+    def _resized(self, shape: tuple[int, int, int]) -> Source:
+        """A copy of a network for pictures of another size."""
+        before, entry = self.input_shape or shape, spec(self.name)
+        if shape[0] not in (1, 3):
+            raise InputError(f"{self.name} received --shape {_times(shape)}; allowed: 1 (grey) or 3 (colour) channels")
+        if shape[0] != before[0]:
+            raise InputError(
+                f"{self.name} was built for {before[0]} channels, received --shape {_times(shape)}; give"
+                f" --channels {shape[0]} with it"
+            )
+        if not entry.any_size:
+            raise InputError(f"{self.name} takes {_times(before)}, received --shape {_times(shape)}")
+        smallest = int(getattr(self.module, "smallest", 1))
+        if min(shape[1:]) < smallest:
+            raise InputError(
+                f"{self.name} received --shape {_times(shape)}; allowed: pictures of {smallest}x{smallest} or more"
+            )
+        pre = self.card.preprocess
+        if pre is None or not isinstance(pre.resize, int):
+            return replace(self, input_shape=shape)
+        resize = round(pre.resize * max(shape[1:]) / max(pre.size))
+        card = replace(self.card, preprocess=replace(pre, size=shape[1:], resize=resize))
+        return replace(self, input_shape=shape, card=card)
+
+    def _fed(self, shape: tuple[int, int, int] | None, preprocess: Preprocess | str | None) -> Source:
+        """A copy with this preprocessing; None leaves what is known."""
         if preprocess is None:
             return replace(self, input_shape=shape)
         if isinstance(preprocess, str):
@@ -77,6 +126,7 @@ def open_source(
     options: Mapping[str, str] | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Opens what the user named.
 
@@ -87,22 +137,35 @@ def open_source(
         options: Options of a reference network.
         num_classes: Classes of a reference network, by default those of its paper.
         in_channels: 1 or 3 channels of a reference network.
+        weights: A file of weights for a reference network, in place of fresh ones: torchvision's ``.pth`` or
+            ``.safetensors``, or a checkpoint. Classes and channels are the file's then.
 
     Raises:
         UnknownNameError: No such network; offers the near match.
-        CheckpointError: The checkpoint is missing, damaged or of another network.
+        CheckpointError: The checkpoint or the file of weights is missing, damaged or of another network.
         InputError: The callable cannot be imported or does not return a module.
     """
     text = os.fspath(source)
     if not text or text.lower().endswith(".onnx"):
         raise InputError(f"{text!r} cannot be exported; expected a folder, a checkpoint, a network or module:callable")
     path = checkpoint_path(text)
+    if weights is not None and text not in names():
+        raise InputError(
+            f"{text[:200]} with --weights; allowed: the name of a network, which has no weights of its own"
+        )
     if path is not None:
         return _from_checkpoint(path)
+    if text in names() and weights is not None:
+        return _from_weights(text, read_weights(weights), Fit(num_classes, in_channels, options))
     if text in names():
         return _from_name(text, options or {}, num_classes, in_channels)
     if ":" in text and os.sep not in text:
         return _from_callable(text)
+    if Path(text).is_file():
+        raise InputError(
+            f"{text} is neither a run's folder nor a .safetensors checkpoint; another program's weights go with the"
+            " name of their network: NETWORK --weights FILE"
+        )
     if os.sep in text or Path(text).suffix:
         raise InputError(f"no such folder or checkpoint: {text[:200]}")
     raise UnknownNameError("network", text[:200], names())
@@ -145,64 +208,107 @@ def _card(checkpoint: Checkpoint, path: Path) -> ModelCard:
 def _from_name(name: str, options: Mapping[str, str], classes: int | None, channels: int | None) -> Source:
     torch = require("torch", extra="torch", purpose="building a network")
     entry = spec(name)
-    shape = (channels or entry.input[0], entry.input[1], entry.input[2])
+    shape = _input_shape(entry, channels, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same fresh weights each time
         module = build(name, num_classes=classes, in_channels=channels, **options)
-        _use_normalisation(module, shape)
+        _use_normalisation(module, shape, entry.any_size)
     half = (0.5,) * shape[0]
     preprocess = for_network(shape, entry.content_size, mean=half, std=half)
     return Source("network", name, module.eval(), ModelCard(network=name, preprocess=preprocess), shape)
 
 
-def _use_normalisation(module: torch.nn.Module, shape: tuple[int, int, int]) -> None:
-    """Gives BatchNorm the statistics of some noise: fresh ones are the identity, and would hide a wrong fold."""
+def _input_shape(entry: NetworkSpec, channels: int | None, options: Mapping[str, str]) -> tuple[int, int, int]:
+    depth, height, width = entry.input
+    if options.get("pictures") == "small":
+        height = width = _SMALL_PICTURE
+    return channels or depth, height, width
+
+
+def _use_normalisation(module: torch.nn.Module, shape: tuple[int, int, int], any_size: bool) -> None:
+    """Moves BatchNorm half of the way to the statistics of a few pictures: fresh, it is the identity, and a wrong fold
+    would not show.
+
+    The pictures are smooth as photos are: at those of white noise, which averages itself away from layer to layer, the
+    deep layers would learn to enlarge what they see a thousandfold.
+    """
     import torch
 
-    if not any(isinstance(child, torch.nn.modules.batchnorm._BatchNorm) for child in module.modules()):
+    norms = [child for child in module.modules() if isinstance(child, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
         return
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.5
     with torch.no_grad():
-        module.train()(torch.randn(8, *shape))
+        module.train()(_smooth_pictures(module, shape, any_size))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+
+
+def _smooth_pictures(module: torch.nn.Module, shape: tuple[int, int, int], any_size: bool) -> torch.Tensor:
+    """8×C×H×W, small where the network allows it: large spots of random colours, and some noise."""
+    import torch
+
+    few = max(_FEW_PIXELS, int(getattr(module, "smallest", 1)))
+    size = [min(few, side) for side in shape[1:]] if any_size else list(shape[1:])
+    spots = torch.nn.functional.interpolate(torch.randn(8, shape[0], 4, 4), size=size, mode="bilinear")
+    return spots + 0.3 * torch.randn_like(spots)
+
+
+def _from_weights(name: str, weights: Weights, asked: Fit) -> Source:
+    """The network with the file's weights, its own head included: a fresh one would answer by chance."""
+    fit = fit_of(weights, name)
+    for what, wanted, found in (
+        ("classes", asked.num_classes, fit.num_classes),
+        ("channels", asked.in_channels, fit.in_channels),
+    ):
+        grey = (what, wanted, found) == ("channels", 1, 3) and weights.checkpoint is None  # colours can be summed
+        if None not in (wanted, found) and wanted != found and not grey:
+            raise CheckpointError(
+                f"{weights.path} is for {found} {what}, received --{what} {wanted}; that layer would be fresh and the"
+                f" answers chance: leave --{what} out, or train from these weights first"
+            )
+    if weights.checkpoint is not None:
+        _check_options(name, asked.options or {}, fit.options or {}, weights.path)
+        return _from_checkpoint(weights.path)
+    return _from_state_dict(name, weights, asked.in_channels or fit.in_channels, fit.num_classes, asked.options or {})
+
+
+def _from_state_dict(
+    name: str, weights: Weights, channels: int | None, classes: int | None, options: Mapping[str, str]
+) -> Source:
+    entry = spec(name)
+    module = build(name, num_classes=classes, in_channels=channels, **options)
+    loaded = load_weights(module, name, weights)
+    shape = _input_shape(entry, channels, options)
+    mean, std = statistics(name, shape[0])
+    card = ModelCard(
+        network=name,
+        preprocess=for_network(shape, entry.content_size, mean, std, margin=True),
+        parent_sha256=loaded.sha256,
+        training={"weights": weights.path.name, "network_options": dict(options)},
+    )
+    fed = () if statistics(name) == statistics("resnet18") else (_OWN_STATISTICS,)
+    return Source("network", name, module.eval(), card, shape, notes=(*loaded.notes, *fed))
+
+
+def _check_options(name: str, asked: Mapping[str, str], known: Mapping[str, str], path: Path) -> None:
+    """Raises CheckpointError when an option that the user gave is not the checkpoint's."""
+    defaults = {key: values[0] for key, values in spec(name).options.items()}
+    has = defaults | dict(known)
+    for key, value in asked.items():
+        if has.get(key) != value:
+            raise CheckpointError(f"{path} was trained with {key}={has.get(key)}, received --option {key}={value}")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _from_callable(text: str) -> Source:
-    torch = require("torch", extra="torch", purpose="exporting a module")
-    module_name, _, attribute = text.partition(":")
-    made = _made(text, _import(module_name, attribute))
-    if not isinstance(made, torch.nn.Module):
-        raise InputError(f"{text} returned {type(made).__name__}; expected a torch.nn.Module")
-    return Source("callable", attribute, made.eval(), ModelCard(task=None), None)
-
-
-def _made(text: str, target: Any) -> Any:
-    import torch
-
-    if isinstance(target, torch.nn.Module) or not callable(target):
-        return target
-    try:
-        with redirect_stdout(sys.stderr):  # what it prints is not our answer
-            return target()
-    except (
-        Exception,
-        SystemExit,
-    ) as problem:  # the user's own code may raise anything; it must not look like a bug of ours
-        raise InputError(f"{text} raised {type(problem).__name__}: {problem}; expected a torch.nn.Module") from problem
-
-
-def _import(module_name: str, attribute: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does: a user's file beside the shell
-    try:
-        with redirect_stdout(sys.stderr):
-            module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise InputError(f"cannot import {module_name!r}: {problem}; expected package.module:callable") from problem
-    except (Exception, SystemExit) as problem:  # the user's own code, as above
-        raise InputError(f"importing {module_name!r} raised {type(problem).__name__}: {problem}") from problem
-    if not hasattr(module, attribute):
-        raise InputError(f"module {module_name!r} has no {attribute!r}; expected package.module:callable")
-    return getattr(module, attribute)
+    module = module_of(text)
+    return Source("callable", text.partition(":")[2], module.eval(), ModelCard(task=None), None)
 
 
 def example_inputs(

@@ -9,14 +9,14 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deploykit import __version__, charts, environment
+from deploykit.artifact import Preprocess
 from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError, MissingDependencyError, OutputError
@@ -24,26 +24,19 @@ from deploykit.extras import require
 from deploykit.files import check_writable, read_json, remove_partials, sha256_file, write_json, write_text
 from deploykit.lock import folder_lock
 from deploykit.models import build, spec
-from deploykit.preprocess import fit_pictures, for_network
+from deploykit.pixels import Pixels, load_pixels
 from deploykit.progress import Progress, silent
 from deploykit.results import Training
-from deploykit.training_loop import (
-    TRAINING_SCHEMA,
-    Run,
-    check_batches,
-    check_same,
-    choose_device,
-    load_pixels,
-    restore,
-    run_epochs,
-    save_state,
-    start_run,
-    torch_threads,
-)
-from deploykit.training_recipes import TrainOptions
+from deploykit.training_loop import run_epochs
+from deploykit.training_recipes import TrainOptions, recipe_for
+from deploykit.training_run import Run, check_batches, choose_device, start_run, torch_threads
+from deploykit.training_setup import begin_header, common_size, plan_network, training_view
+from deploykit.training_state import check_same, restore, save_state
 
 if TYPE_CHECKING:
     import torch
+
+    from deploykit.pretrained import Weights
 
 __all__ = ["CHECKPOINT", "HISTORY", "RECORD", "TrainOptions", "train_network"]
 
@@ -73,6 +66,10 @@ def train_network(
     options: TrainOptions | None = None,
     *,
     network_options: Mapping[str, str] | None = None,
+    size: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    memory_cap: int | None = None,
+    workers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -86,8 +83,13 @@ def train_network(
         train: Training split.
         test: Test split of the same classes; only measured, never used to choose anything.
         output: Folder; ``state.safetensors`` lies there while the training runs.
-        options: How to train; by default ``TrainOptions()``. ``training_recipes.recipe_for`` has each dataset's.
+        options: How to train; by default the recipe of the network and the dataset.
         network_options: Such as ``{"activation": "tanh"}``.
+        size: Pixels of the input's side, for networks that take any; see ``training_setup.plan_network``.
+        weights: What to begin with: a file of torchvision's weights or a checkpoint of deploykit.
+        memory_cap: Bytes that the pictures may take; a split that does not fit is read anew each epoch. For each half
+            of the free memory when None. It does not change the result, and neither do ``workers``.
+        workers: Processes that read pictures; as many as the CPUs allow when None.
         resume: Go on after the last complete epoch in ``output``, to the same bits as if never interrupted (on the
             CPU, with the same threads: the state's, unless ``options`` has a number). Starts afresh where there is
             none; a finished training is returned as it is.
@@ -95,34 +97,48 @@ def train_network(
         progress: Called after each batch.
 
     Returns:
-        The record, which is also ``output/train.json``; its options have the device and the threads that were used.
+        The record, which is also ``output/train.json``; its options have the device and the threads that were used,
+        the size and the network's options. Its warnings say what was chosen without being asked for.
 
     Raises:
         UnknownNameError: No such network.
-        InputError: Options or datasets that do not fit each other, a loss that is not finite.
+        InputError: Options, datasets, weights or a size that do not fit each other, a loss that is not finite.
+        DataError: A picture that cannot be read.
         OutputError: ``output`` holds a training and neither ``resume`` nor ``overwrite`` was given, or is not writable.
-        CheckpointError: What should be resumed is damaged, replaced, or of other options.
+        CheckpointError: What should be resumed is damaged, replaced, or of other options; weights that do not fit.
     """
-    folder, options = Path(output), options or TrainOptions()
+    folder = Path(output)
     require("torch", extra="torch", purpose="training")
     _check_splits(train, test)
+    started = _read_weights(weights)
+    plan = plan_network(network, common_size(train), size, _options_of(started, network) | dict(network_options or {}))
+    options = options or recipe_for(train.name, network, plan.side)
+    _check_frozen(options, started)
     device = choose_device(options.device)
-    header = _header(network, train, replace(options, device=device.type), network_options or {})
+    header = begin_header(plan, train, replace(options, device=device.type), started)
     check_writable(folder / RECORD)
-    with folder_lock(folder):
+    with folder_lock(folder), ExitStack() as opened:
         saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
         if saved is not None and saved.record is not None:
             return saved.record
         threads = saved.threads if saved else options.threads or environment.available_cpus()
         header, options = _with_threads(header, threads), replace(options, device=device.type, threads=threads)
-        with torch_threads(threads):
-            run = _begin(header, options, device, len(train))
-            if saved is not None:
-                restore(run, saved.checkpoint, saved.path)
-            _check_folder(folder, resume=resume, overwrite=overwrite)
-            train_pixels, test_pixels = (load_pixels(split, header.preprocess, device) for split in (train, test))
-            run_epochs(run, train_pixels, test_pixels, partial(_save, run, header, folder), progress)
-        return _finish(run, header, folder)
+        opened.enter_context(torch_threads(threads))
+        run, notes = _begin(header, options, device, len(train), started)
+        if saved is not None:
+            restore(run, saved.checkpoint, saved.path)
+        _check_folder(folder, resume=resume, overwrite=overwrite)
+
+        def pixels(split: Dataset, view: Preprocess, cap: int | None, *, exact: bool) -> Pixels:
+            loaded = load_pixels(split, view, device, cap=cap, workers=workers, exact=exact)
+            opened.callback(loaded.close)
+            return loaded
+
+        learnt = pixels(train, training_view(header.preprocess, options.augment), memory_cap, exact=False)
+        rest = None if memory_cap is None else memory_cap - learnt.held_bytes
+        measured = pixels(test, header.preprocess, rest, exact=True)
+        run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
+        return _finish(run, header, folder, (*plan.notes, *notes))
 
 
 def _check_splits(train: Dataset, test: Dataset) -> None:
@@ -133,52 +149,32 @@ def _check_splits(train: Dataset, test: Dataset) -> None:
         )
 
 
-def _header(network: str, train: Dataset, options: TrainOptions, network_options: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint without tensors: what stays the same over the whole training, but for the threads."""
-    entry = spec(network)
-    channels = 1 if entry.reads_grey else train.channels
-    shape = (channels, *entry.input[1:])
-    mean, std = _statistics(train, shape, entry.content_size)
-    return Checkpoint(
-        network=network,
-        options=dict(network_options),
-        num_classes=len(train.labels),
-        in_channels=channels,
-        preprocess=for_network(shape, entry.content_size, mean=mean, std=std, picture_size=train.size),
-        labels=train.labels,
-        dataset=train.name,
-        training={
-            "dataset_digest": train.source_digest,
-            "samples": len(train),
-            "training_schema": TRAINING_SCHEMA,
-            "device": options.device,
-            "options": {key: value for key, value in options.to_json().items() if key not in ("device", "threads")},
-        },
-        tensors={},
-    )
+def _read_weights(path: str | os.PathLike[str] | None) -> Weights | None:
+    if path is None:
+        return None
+    from deploykit.pretrained import read_weights
+
+    return read_weights(path)
+
+
+def _options_of(weights: Weights | None, network: str) -> dict[str, str]:
+    """The network's options that the weights were trained with: others would not fit them."""
+    if weights is None:
+        return {}
+    if weights.checkpoint is None:  # torchvision's, which has no variants for small pictures
+        return {"pictures": "large"} if "pictures" in spec(network).options else {}
+    return dict(weights.checkpoint.options) if weights.checkpoint.network == network else {}
+
+
+def _check_frozen(options: TrainOptions, weights: Weights | None) -> None:
+    if options.freeze != "none" and weights is None:
+        raise InputError(
+            f"freeze {options.freeze} without weights would keep random features; give --weights FILE, or freeze none"
+        )
 
 
 def _with_threads(header: Checkpoint, threads: int) -> Checkpoint:
     return replace(header, training=dict(header.training) | {"threads": threads})
-
-
-def _statistics(
-    train: Dataset, shape: tuple[int, int, int], content_size: int | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the scaled pixels, channel by channel, over at most 5,000 pictures.
-
-    They are the pictures as the network gets them, without the padding.
-    """
-    depth, height, width = shape
-    content = (depth, height, width) if content_size is None else (depth, content_size, content_size)
-    plain = for_network(content, None, mean=(0.0,) * depth, std=(1.0,) * depth, picture_size=train.size)
-    sums, squares, count = np.zeros(depth), np.zeros(depth), 0
-    for pictures, _ in train.take(5000).batches(256):
-        pixels = fit_pictures(plain, pictures).reshape(-1, depth) / 255.0  # (B·H·W, C)
-        sums, squares, count = sums + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
-    mean = sums / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-4))
-    return tuple(round(float(value), 4) for value in mean), tuple(round(float(value), 4) for value in std)
 
 
 def _saved(folder: Path, header: Checkpoint, threads: int | None, *, overwrite: bool) -> _Saved | None:
@@ -219,14 +215,24 @@ def _record(folder: Path) -> Training:
     return record
 
 
-def _begin(header: Checkpoint, options: TrainOptions, device: torch.device, samples: int) -> Run:
-    """A run with fresh weights, which come before anything else draws from the generator."""
+def _begin(
+    header: Checkpoint, options: TrainOptions, device: torch.device, samples: int, weights: Weights | None
+) -> tuple[Run, tuple[str, ...]]:
+    """A run with fresh weights, which come before anything else draws from the generator, or with those of a file.
+
+    Also what was noted of the file.
+    """
     import torch
 
     torch.manual_seed(options.seed)
     module = build(header.network, header.num_classes, header.in_channels, **header.options)
     check_batches(module, options, samples, header.network)
-    return start_run(module.to(device), options, header.preprocess)
+    notes: tuple[str, ...] = ()
+    if weights is not None:
+        from deploykit.pretrained import load_weights
+
+        notes = load_weights(module, header.network, weights).notes
+    return start_run(module.to(device), options, header.preprocess, spec(header.network).classifier), notes
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -247,15 +253,15 @@ def _save(run: Run, header: Checkpoint, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _finish(run: Run, header: Checkpoint, folder: Path) -> Training:
+def _finish(run: Run, header: Checkpoint, folder: Path, notes: tuple[str, ...]) -> Training:
     """Writes the results; the record comes last and says that all others are complete."""
     last = run.history[-1]
     seconds, train_seconds = (sum(row[name] for row in run.history) for name in ("seconds", "train_seconds"))
     training = dict(header.training) | {"test_top1": last["test_top1"]}
-    tensors = dict(run.module.state_dict())
+    tensors = dict(run.result.state_dict())
     write_checkpoint(replace(header, tensors=tensors, training=training), folder / CHECKPOINT)
     write_text(folder / HISTORY, _history_csv(run.history))
-    warnings = _write_curves(run.history, header, folder / CURVES)
+    warnings = notes + _write_curves(run.history, header, folder / CURVES)
     record = Training(
         deploykit=__version__,
         environment=environment.describe(),
@@ -268,18 +274,24 @@ def _finish(run: Run, header: Checkpoint, folder: Path) -> Training:
         device=header.training["device"],
         precision="fp32",
         test_top1=last["test_top1"],
-        parameters=sum(parameter.numel() for parameter in run.module.parameters()),
+        parameters=_count_parameters(run.module, header.network),
         checkpoint=CHECKPOINT,
         checkpoint_sha256=sha256_file(folder / CHECKPOINT),
         seed=run.options.seed,
         threads=header.training["threads"],
-        options=run.options.to_json() | {"network_options": dict(header.options)},
+        options=run.options.to_json() | {"network_options": dict(header.options), "size": run.size[0]},
         history=tuple(run.history),
         warnings=warnings,
     )
     write_json(folder / RECORD, record.to_document())
     (folder / STATE).unlink(missing_ok=True)
     return record
+
+
+def _count_parameters(module: torch.nn.Module, network: str) -> int:
+    """Those that a deployed network holds: heads that only train do not count."""
+    only_train = tuple(f"{head.partition('.')[0]}." for head in spec(network).head[1:])
+    return sum(tensor.numel() for name, tensor in module.named_parameters() if not name.startswith(only_train))
 
 
 def _history_csv(history: Sequence[Mapping[str, Any]]) -> str:

@@ -120,7 +120,7 @@ def test_inspect_prints_the_papers_table(capsys: pytest.CaptureFixture[str]) -> 
         ("output", "850", "850"),
         ("total", "60,850", "340,918"),
     ):
-        assert re.search(rf"^ *{name} .* {parameters} +{connections} ", out, re.MULTILINE), name
+        assert re.search(rf"^ *{name} .* {parameters} +{connections} ", out, re.MULTILINE | re.IGNORECASE), name
 
 
 def test_the_chain_by_hand(cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

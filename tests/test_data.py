@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_folders import write_picture
 from PIL import Image
 
 from deploykit import data
 from deploykit.data.dataset import Dataset, split_rows
+from deploykit.data.download import DOWNLOADS
 from deploykit.data.folder import read_picture
 from deploykit.errors import DataError, InputError, UnknownNameError
 
@@ -35,12 +37,6 @@ def write_idx_set(folder: Path, *, dot: str = "-", ending: str = "-ubyte.gz", tr
         for name, array in ((f"{stem}-images{dot}idx3", images), (f"{stem}-labels{dot}idx1", targets)):
             content = idx_bytes(array)
             (folder / (name + ending)).write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
-
-
-def write_picture(path: Path, color=(200, 30, 60), size=(9, 7)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path)
-    return path
 
 
 def small(count=20, classes=4) -> Dataset:
@@ -210,7 +206,8 @@ def test_names_and_descriptions_agree(tmp_path):
             assert len(dataset.labels) == row["classes"]
             assert [dataset.channels, *dataset.size] == row["input"]
         else:
-            assert row["found"] is None and row["how"] == f"deploykit data prepare {row['name']}"
+            assert row["found"] is None
+            assert ("deploykit data prepare " + row["name"] == row["how"]) == (row["name"] in DOWNLOADS)
 
 
 def test_default_folder_is_the_environments(monkeypatch, tmp_path):

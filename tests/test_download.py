@@ -3,10 +3,14 @@
 import gzip
 import hashlib
 import random
+import shutil
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from deploykit import data
 from deploykit.data.download import DOWNLOADS, DownloadSpec, RemoteFile, _said, fetch, is_right
@@ -263,18 +267,24 @@ def test_prepare_uses_the_environments_mirror(server, tmp_path, monkeypatch):
 def test_prepare_refuses_what_it_cannot_fetch(tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'fashion-mnist'"):
         data.prepare("fashion_mnist", tmp_path)
-    with pytest.raises(UnknownNameError, match=r"allowed: mnist, fashion-mnist$"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'cifar10'\? allowed: .*, cifar10, flower-photos$"):
         data.prepare("cifar", tmp_path)
     for name in ("shapes-color", "shapes@7"):
         with pytest.raises(DataError, match="is generated, there is nothing to download"):
             data.prepare(name, tmp_path)
+    with pytest.raises(DataError, match=r"cifar10-jpeg has no download; CIFAR-10 \(JPEG\): put cifar10_jpeg/train"):
+        data.prepare("cifar10-jpeg", tmp_path)
 
 
 def test_published_checksums_are_well_formed():
     for spec in DOWNLOADS.values():
-        assert len(spec.files) == 4 and len(spec.mirrors) >= 2
-        sums = [text for file in spec.files for text in (file.md5, file.content_md5)]
-        assert len(set(sums)) == 8 and all(len(text) == 32 and int(text, 16) for text in sums)
+        assert len(spec.mirrors) >= 2
+        sums = [text for file in spec.files for text in (file.md5, file.content_md5) if text is not None]
+        assert len(set(sums)) == len(sums) and all(len(text) == 32 and int(text, 16) for text in sums)
+        if len(spec.files) == 1:  # an archive
+            assert len(spec.files[0].sha256) == 64 and int(spec.files[0].sha256, 16)
+        else:
+            assert len(spec.files) == 4 and len(sums) == 8
 
 
 @pytest.mark.realdata
@@ -282,3 +292,96 @@ def test_published_checksums_are_well_formed():
 def test_real_files_are_recognised_without_the_network(name):
     folder = data.prepare(name, mirrors=["http://127.0.0.1:9/"])
     assert (folder / "train-images-idx3-ubyte.gz").exists()
+
+
+# Archives
+
+
+ARCHIVE = random.Random(1).randbytes(100_000)
+
+
+def archive_spec(name, file, *, sha256=None, content=ARCHIVE):
+    return DownloadSpec(name, (RemoteFile(file, md5(content), None, len(content), sha256),), ())
+
+
+@pytest.fixture
+def offers_archive(monkeypatch):
+    monkeypatch.setitem(FILES, "x.tar.gz", ARCHIVE)
+
+
+@pytest.mark.parametrize("sha256", [None, hashlib.sha256(ARCHIVE).hexdigest()])
+def test_archive_has_to_be_the_published_file(server, tmp_path, offers_archive, sha256):
+    spec = archive_spec("toy", "x.tar.gz", sha256=sha256)
+    fetch(spec, tmp_path / "toy", mirrors=[f"{server.url}/good/"])
+    assert content_of(tmp_path / "toy") == {"x.tar.gz": ARCHIVE}
+    fetch(spec, tmp_path / "toy", mirrors=[f"{server.url}/good/"])
+    assert len(server.asked) == 1
+    (tmp_path / "toy" / "x.tar.gz").write_bytes(ARCHIVE[:-1])  # not right any more: fetched again
+    fetch(spec, tmp_path / "toy", mirrors=[f"{server.url}/good/"])
+    assert len(server.asked) == 2 and content_of(tmp_path / "toy") == {"x.tar.gz": ARCHIVE}
+
+
+@pytest.mark.parametrize(("sha256", "said"), [(None, "MD5"), ("0" * 64, "SHA-256")])
+def test_other_archive_is_refused_by_its_checksum(server, tmp_path, offers_archive, sha256, said):
+    wrong = archive_spec("toy", "x.tar.gz", sha256=sha256, content=ARCHIVE if sha256 else ARCHIVE[::-1])
+    with pytest.raises(DataError, match=f"wrong checksum .{said} "):
+        fetch(wrong, tmp_path / "toy", mirrors=[f"{server.url}/good/"], rounds=1)
+    assert not (tmp_path / "toy").exists()
+
+
+def test_cifar10_is_prepared_from_a_mirror_and_then_read(server, tmp_path, monkeypatch):
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for number, batch in enumerate([*(f"data_batch_{place}" for place in range(1, 6)), "test_batch"]):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{batch}.bin")
+            member.size = 2 * 3073
+            tar.addfile(member, BytesIO((bytes([number]) + bytes([40 * number]) * 3072) * 2))
+    content = packed.getvalue()
+    monkeypatch.setitem(FILES, "cifar-10-binary.tar.gz", content)
+    spec = archive_spec("cifar10", "cifar-10-binary.tar.gz", content=content)
+    monkeypatch.setattr(data, "DOWNLOADS", {"cifar10": spec})
+    monkeypatch.setattr(Handler, "answer_cifar10", Handler.answer_good, raising=False)
+    monkeypatch.setenv("DEPLOYKIT_MIRROR", server.url)
+    folder = data.prepare("cifar10", tmp_path)
+    assert folder == tmp_path / "cifar10" and content_of(folder) == {"cifar-10-binary.tar.gz": content}
+    dataset = data.load("cifar10", "train", data_dir=tmp_path)
+    assert dataset.targets.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and dataset.pictures([8]).mean() == 160
+    assert data.prepare("cifar10", tmp_path) == folder and len(server.asked) == 1
+    shutil.move(folder / "cifar-10-binary.tar.gz", tmp_path)
+    assert data.prepare("cifar10", tmp_path) == tmp_path and len(server.asked) == 1  # where it was found
+
+
+def test_flower_photos_are_prepared_and_read(server, tmp_path, monkeypatch):
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for kind in ("roses", "tulips", "daisy", "sunflowers", "dandelion"):
+            for number in range(5):
+                picture = BytesIO()
+                Image.new("RGB", (20 + number, 30), (9 * number, 0, 0)).save(picture, "jpeg")
+                member = tarfile.TarInfo(f"flower_photos/{kind}/{number}.jpg")
+                member.size = picture.tell()
+                picture.seek(0)
+                tar.addfile(member, picture)
+        tar.addfile(tarfile.TarInfo("flower_photos/LICENSE.txt"))
+    content = packed.getvalue()
+    monkeypatch.setitem(FILES, "flower_photos.tgz", content)
+    spec = archive_spec("flower-photos", "flower_photos.tgz", content=content)
+    monkeypatch.setattr(data, "DOWNLOADS", {"flower-photos": spec})
+    data.prepare("flower-photos", tmp_path, mirrors=[f"{server.url}/good/"])
+    train, test = (data.load("flower-photos", split, data_dir=tmp_path) for split in ("train", "test"))
+    assert (train.name, len(train), len(test), train.size) == ("flower-photos", 20, 5, None)
+    assert train.labels == ("daisy", "dandelion", "roses", "sunflowers", "tulips") and not train.has_splits
+    assert train.source_digest == test.source_digest
+
+
+@pytest.mark.slow  # writes and reads 184 MB
+def test_batches_that_were_unpacked_need_no_download(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    record = b"".join(bytes([label]) + bytes(3072) for label in range(10)) * 1000
+    for batch in [*(f"data_batch_{place}" for place in range(1, 6)), "test_batch"]:
+        (folder / f"{batch}.bin").write_bytes(record)
+    assert data.prepare("cifar10", tmp_path, mirrors=["http://127.0.0.1:9/"]) == folder
+    (folder / "test_batch.bin").write_bytes(record[:-30_730])  # ten pictures are missing
+    with pytest.raises(DataError, match="cannot download cifar-10-binary"):
+        data.prepare("cifar10", tmp_path, mirrors=["http://127.0.0.1:9/"])

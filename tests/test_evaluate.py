@@ -16,12 +16,16 @@ from tiny_onnx import save_graph
 from deploykit import data
 from deploykit.artifact import Artifact, Preprocess, load_model
 from deploykit.bench import BenchOptions, bench_onnx
-from deploykit.commands.options import load_for_model
+from deploykit.cli import main
+from deploykit.commands.options import load_for_model, load_for_models
 from deploykit.data.dataset import Dataset
 from deploykit.errors import DeploykitError, InputError, UnknownNameError
-from deploykit.evaluate import EvaluateOptions, evaluate_onnx
+from deploykit.evaluate import Classifier, EvaluateOptions, evaluate_ensemble, evaluate_onnx
 from deploykit.graph.profile import profile_onnx
 from deploykit.preprocess import apply
+from deploykit.report import collect, write_report
+from deploykit.report.rows import protocol_label
+from deploykit.results import Accuracy, read_record
 
 
 def test_figures_equal_a_count_by_hand(trained: Trained) -> None:
@@ -292,3 +296,249 @@ def test_a_folder_that_has_changed_since_the_training_is_doubted(trained: Traine
     assert evaluate_onnx(model, changed, preprocess="unit").warnings == changed.notes
     elsewhere = replace(artifact, dataset="other")
     assert load_for_model(elsewhere, str(folder), "auto", None).split == "all"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _passes_by_hand(model: Path, picture: np.ndarray) -> np.ndarray:
+    """Softmax of ten forward passes, one at a time, on crops made with Pillow: 28 pixels of 32."""
+    pre = Artifact.read(model).preprocess
+    assert pre is not None and pre.size == (28, 28)
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    large = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BILINEAR))
+    crops = [large[row : row + 28, column : column + 28] for row, column in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))]
+    answers = []
+    for crop in (*crops, *(np.fliplr(crop) for crop in crops)):
+        scaled = (crop * pre.scale - np.array(pre.mean)) / np.array(pre.std)
+        answers.append(session.run(None, {"input": scaled.astype(np.float32).transpose(2, 0, 1)[None]})[0][0])
+    return softmax(np.stack(answers))
+
+
+def test_ten_crops_are_the_mean_of_ten_forward_passes(trained: Trained) -> None:
+    test = data.load("shapes", "test").take(60)
+    by_hand = np.stack([_passes_by_hand(trained.onnx, picture).mean(0) for picture in test.pictures(range(60))])
+    averaged = Classifier.open(trained.onnx).averaged(test.pictures(range(60)), 10, 64)
+    np.testing.assert_allclose(averaged, by_hand, atol=1e-5)
+    record = evaluate_onnx(trained.onnx, test, options=EvaluateOptions(crops=10))
+    hits = by_hand.argmax(1) == test.targets
+    assert record.top1 == pytest.approx(hits.mean())
+    assert 0.2 < record.top1 < 1.0  # so that it could have been wrong
+    assert (record.crops, record.models, record.forward_passes, record.members) == (10, 1, 10, ())
+    assert record.picture_ms is not None and record.picture_ms > 0.0
+
+
+def test_an_ensemble_is_the_mean_of_its_models(trained: Trained) -> None:
+    test = data.load("shapes", "test").take(60)
+    pair = (trained.onnx, trained.int8)
+    both = np.stack(
+        [
+            np.mean([_passes_by_hand(model, picture).mean(0) for model in pair], axis=0)
+            for picture in test.pictures(range(60))
+        ]
+    )
+    options = EvaluateOptions(crops=10, examples=60)
+    record = evaluate_ensemble(pair, test, options=options, reference=trained.onnx)
+    assert record.top1 == pytest.approx((both.argmax(1) == test.targets).mean())
+    assert [example.probability for example in record.examples] == pytest.approx(both.max(1).tolist(), abs=1e-5)
+    assert (record.crops, record.models, record.forward_passes) == (10, 2, 20)
+    alone = [evaluate_onnx(model, test, options=options) for model in pair]
+    assert [member.top1 for member in record.members] == [single.top1 for single in alone]
+    assert [member.model_sha256 for member in record.members] == [single.model_sha256 for single in alone]
+    assert record.model_sha256 not in {single.model_sha256 for single in alone}
+    assert record.file_bytes == sum(model.stat().st_size for model in pair)
+    assert (record.model, record.precision) == ("net.onnx + net.int8.onnx", "fp32+int8")
+    assert record.agreement is not None and 0.9 < record.agreement <= 1.0
+    document = json.loads(json.dumps(record.to_document()))
+    assert Accuracy.from_document(document) == record
+    assert document["forward_passes"] == 20 and document["members"][1]["precision"] == "int8"
+
+
+@pytest.mark.parametrize("crops", [10, 144])
+def test_crops_change_nothing_in_who_counts(crops: int, trained: Trained) -> None:
+    test = data.load("shapes", "test").take(310 // crops)
+    first, *others = (
+        evaluate_onnx(trained.onnx, test, options=EvaluateOptions(crops=crops, batch_size=size), reference=trained.onnx)
+        for size in (7, 50, 1000)
+    )
+    assert (first.samples, first.forward_passes, first.agreement) == (310 // crops, crops, 1.0)
+    for other in others:
+        assert (other.samples, other.agreement) == (first.samples, 1.0)
+        assert (other.top1, other.top5, other.per_class) == (first.top1, first.top5, first.per_class)
+        assert [example.predicted for example in other.examples] == [example.predicted for example in first.examples]
+
+
+def _fixed_answer(path: Path, logits: list[float], *, after: tuple[str, ...] = (), names: tuple[str, ...] = ()) -> Path:
+    """The same logits for every picture, then the operators ``after``."""
+    weights = [
+        numpy_helper.from_array(np.zeros((1, len(logits)), np.float32), "w"),
+        numpy_helper.from_array(np.array(logits, np.float32), "b"),
+        numpy_helper.from_array(np.array(1 / 255, np.float32), "scale"),
+        numpy_helper.from_array(np.array(0, np.uint8), "zero"),
+    ]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["m"]),
+        helper.make_node("Flatten", ["m"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y0"]),
+    ]
+    for index, kind in enumerate(after):
+        extra = [] if kind in ("Softmax", "Identity", "Exp") else ["scale", "zero"]
+        nodes.append(helper.make_node(kind, [f"y{index}", *extra], [f"y{index + 1}"]))
+    ends = [("x", FLOAT, ["N", 1, 8, 8])], [(f"y{len(after)}", FLOAT, ["N", len(logits)])]
+    used = weights[:2] + (weights[2:] if "QuantizeLinear" in after else [])
+    about = {"preprocess": UNIT.to_json()} | ({"labels": list(names)} if names else {})
+    return _told(save_graph(path, nodes, *ends, used), **about)
+
+
+def test_probabilities_are_averaged_not_logits(tmp_path: Path) -> None:
+    """One model that shouts against two that are fairly sure: its logit of 10 counts as a probability below 1."""
+    loud = _fixed_answer(tmp_path / "loud.onnx", [10.0, 0.0])
+    sure = [_fixed_answer(tmp_path / f"sure{index}.onnx", [0.0, 3.0 + index]) for index in range(2)]
+    assert np.mean([[10.0, 0.0], [0.0, 3.0], [0.0, 4.0]], axis=0).argmax() == 0
+    record = evaluate_ensemble([loud, *sure], _halves())
+    assert record.per_class == {"dark": 0.0, "bright": 1.0}
+    wanted = softmax(np.array([[10.0, 0.0], [0.0, 3.0], [0.0, 4.0]])).mean(0)[1]
+    assert record.examples[0].probability == pytest.approx(wanted, abs=1e-6)
+    assert [member.top1 for member in record.members] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "after", [("Softmax",), ("Softmax", "Identity"), ("Softmax", "QuantizeLinear", "DequantizeLinear")]
+)
+def test_probabilities_stay_what_they_are(after: tuple[str, ...], tmp_path: Path) -> None:
+    """A quantized softmax of many classes does not sum to one: 1/300 of each becomes 1/255."""
+    logits = [0.0, 3.0]
+    plain = _fixed_answer(tmp_path / "logits.onnx", logits)
+    done = _fixed_answer(tmp_path / "done.onnx", logits, after=after)
+    wanted = softmax(np.array(logits))[1]
+    for models in ([plain, done], [done, _fixed_answer(tmp_path / "d.onnx", [1e-7, 3.0], after=after)]):
+        assert evaluate_ensemble(models, _halves()).examples[0].probability == pytest.approx(wanted, abs=2e-3)
+    wide = _fixed_answer(tmp_path / "wide.onnx", [0.0] * 300, after=after)
+    picture = _halves().pictures(range(1))
+    averaged = Classifier.open(wide).told_by(picture).averaged(picture, 10, 64)
+    np.testing.assert_allclose(averaged, 1 / 255 if "QuantizeLinear" in after else 1 / 300, rtol=1e-5)
+
+
+def test_a_distribution_is_known_without_a_softmax_node(tmp_path: Path) -> None:
+    done = _fixed_answer(tmp_path / "d.onnx", list(np.log([0.2, 0.8])), after=("Exp",))
+    assert evaluate_onnx(done, _halves(), options=EvaluateOptions(crops=10)).examples[0].probability == pytest.approx(
+        0.8
+    )
+
+
+def test_members_are_matched_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    about = {"preprocess": UNIT.to_json()}
+    model = _told(_bright_or_dark(tmp_path / "m.onnx"), labels=["dark", "bright"], **about)
+    turned = _told(_turned(tmp_path / "t.onnx"), labels=["bright", "dark"], **about)
+    silent = _bright_or_dark(tmp_path / "s.onnx", gain=1 / 255)
+    for models in ((model, turned), (turned, model), (turned, silent), (silent, turned)):
+        record = evaluate_ensemble(models, _halves(), preprocess="raw", reference=turned)
+        assert (record.top1, record.agreement, record.warnings) == (1.0, 1.0, ())
+        assert [member.top1 for member in record.members] == [1.0, 1.0]
+    # Their own names agree, whatever the dataset calls its classes.
+    night = _told(_bright_or_dark(tmp_path / "n.onnx"), labels=["night", "day"], **about)
+    day = _told(_turned(tmp_path / "d.onnx"), labels=["day", "night"], **about)
+    record = evaluate_ensemble((night, day), _halves())
+    assert record.top1 == 1.0 and "matched by position" in record.warnings[0]
+
+
+def test_members_may_differ_in_input(tmp_path: Path) -> None:
+    """8 × 8 floats, 16 × 16 bytes with channels last, and a batch of 16."""
+    weight = numpy_helper.from_array(np.array([[-1.0, 1.0]], np.float32), "w")
+    bias = numpy_helper.from_array(np.array([127.5, -127.5], np.float32), "b")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=FLOAT),
+        helper.make_node("ReduceMean", ["f"], ["m"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["m", "w"], ["p"]),
+        helper.make_node("Add", ["p", "b"], ["y"]),
+    ]
+    ends = [("x", TensorProto.UINT8, ["N", 16, 16, 1])], [("y", FLOAT, ["N", 2])]
+    raw = Preprocess(size=(16, 16), channels="L", resize=16, scale=1.0, layout="NHWC", dtype="uint8")
+    bytes_ = _told(save_graph(tmp_path / "b.onnx", nodes, *ends, [weight, bias]), preprocess=raw.to_json())
+    plain = _told(_bright_or_dark(tmp_path / "m.onnx"), preprocess=UNIT.to_json())
+    fixed = _told(_bright_or_dark(tmp_path / "f.onnx", batch=16), preprocess=UNIT.to_json())
+    for crops in (1, 10, 144):
+        options = EvaluateOptions(crops=crops, batch_size=50)
+        record = evaluate_ensemble((plain, bytes_, fixed), _halves(13), options=options)
+        assert (record.samples, record.top1, record.forward_passes) == (13, 1.0, 3 * crops)
+        assert [member.top1 for member in record.members] == [1.0] * 3
+
+
+def test_ensembles_that_do_not_fit_are_refused(trained: Trained, tmp_path: Path) -> None:
+    about = {"preprocess": UNIT.to_json()}
+    model = _told(_bright_or_dark(tmp_path / "m.onnx"), labels=["dark", "bright"], **about)
+    other = _told(_bright_or_dark(tmp_path / "o.onnx"), labels=["night", "day"], **about)
+    wide = _told(_bright_or_dark(tmp_path / "w.onnx", outputs=3), labels=["dark", "bright", "other"], **about)
+    foreign = _bright_or_dark(tmp_path / "f.onnx", outputs=3)
+    same = "the models of an ensemble must have the same classes"
+    with pytest.raises(InputError, match=rf"o\.onnx tells 2 classes \(night, day\) apart, .*m\.onnx 2 .*; {same}"):
+        evaluate_ensemble((model, other), _halves())
+    for second in (wide, foreign):
+        with pytest.raises(InputError, match=rf"tells 3 classes.* apart, .*m\.onnx 2 classes \(dark, bright\); {same}"):
+            evaluate_ensemble((model, second), _halves(), preprocess="unit")
+    with pytest.raises(InputError, match="an ensemble of 1 models; allowed: two or more"):
+        evaluate_ensemble((model,), _halves())
+    record = evaluate_ensemble((model, model), _halves())
+    assert record.warnings == ("m.onnx and m.onnx are the same file, which counts twice",)
+
+
+def test_the_command_counts_its_models(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = [str(trained.onnx), str(trained.int8)]
+    for arguments, says in (
+        (pair, "evaluate received 2 models; allowed: one, or several as an ensemble with --ensemble"),
+        ([pair[0], "--ensemble"], "allowed: two or more"),
+        ([pair[0], "--crops", "12"], "crops 12; allowed: 1, 10, 144"),
+    ):
+        assert main(["evaluate", *arguments, "--data", "shapes"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    output = tmp_path / "both.json"
+    assert main(["evaluate", *pair, "--ensemble", "--crops", "10", "--data", "shapes", "-o", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "20 forward passes a picture (10 crops × 2 models), " in printed
+    record = read_record(output)
+    assert isinstance(record, Accuracy) and record.samples == 900
+    for member in record.members:
+        line = next(line for line in printed.splitlines() if line.startswith(member.model))
+        assert f"{100 * member.top1:.2f} %" in line
+
+
+def test_reports_set_the_cost_beside_the_accuracy(trained: Trained, tmp_path: Path) -> None:
+    """A latency is that of one forward pass, so it stands beside the accuracy of one."""
+    test = data.load("shapes", "test").take(50)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    records = {
+        "one": evaluate_onnx(trained.onnx, test),
+        "ten": evaluate_onnx(trained.onnx, test, options=EvaluateOptions(crops=10)),
+        "both": evaluate_ensemble((trained.onnx, trained.int8), test),
+        "bench": bench_onnx([trained.onnx], BenchOptions(threads=1, samples=5, min_time_s=0)),
+    }
+    for name, record in records.items():
+        (folder / f"{name}.json").write_text(json.dumps(record.to_document()))
+    rows = {(row.crops, row.models): row for row in collect([folder]).rows}
+    assert set(rows) == {(1, 1), (10, 1), (1, 2)}
+    assert [row.latency_ms is not None for row in (rows[1, 1], rows[10, 1], rows[1, 2])] == [True, False, False]
+    assert (rows[10, 1].forward_passes, rows[1, 2].forward_passes) == (10, 2)
+    assert rows[1, 2].name == "net.onnx + net.int8.onnx"
+    text = write_report([folder], tmp_path / "r.md").read_text("utf-8")
+    assert "| Passes | A picture |" in text
+    assert isinstance(ten := records["ten"], Accuracy)
+    assert protocol_label(ten) == "shapes-color-shape test, 10 crops"
+    (folder / "ten.json").unlink(), (folder / "both.json").unlink()
+    assert "Passes" not in write_report([folder], tmp_path / "s.md").read_text("utf-8")
+
+
+def test_an_ensemble_is_measured_on_what_none_was_trained_on(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for label, grey in (("dark", 20), ("bright", 230)):
+        (folder / label).mkdir(parents=True)
+        for index in range(10):
+            Image.new("L", (8, 8), grey + index).save(folder / label / f"{index}.png")
+    elsewhere = replace(Artifact.read(trained.onnx), dataset="other", training=None)
+    digest = data.load(folder, "all").digest
+    here = replace(elsewhere, dataset="photos", training={"dataset_digest": digest})
+    assert load_for_models([elsewhere, elsewhere], str(folder), "auto", None).split == "all"
+    assert load_for_models([elsewhere, here], str(folder), "auto", None).split == "test"

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +15,13 @@ import torch
 from conftest import Trained
 from torch import nn
 
-from deploykit.artifact import Artifact
-from deploykit.errors import InputError, OutputError, ParityError, UnknownNameError
+from deploykit.artifact import Artifact, Preprocess
+from deploykit.checkpoint import Checkpoint, write_checkpoint
+from deploykit.data.label_file import read_labels
+from deploykit.errors import CheckpointError, InputError, OutputError, ParityError, UnknownNameError
 from deploykit.export import ExportOptions, export_onnx
+from deploykit.files import sha256_file
+from deploykit.models import build
 from deploykit.sources import example_inputs, open_source
 
 PICTURES = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -182,6 +191,8 @@ def test_sources(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("no.such.module:x", InputError, "cannot import"),
         ("lenet55", UnknownNameError, "did you mean 'lenet5'"),
         (str(tmp_path), InputError, r"holds no checkpoint\.safetensors"),
+        (str(tmp_path / "own_models.py"), InputError, "neither a run's folder .* NETWORK --weights FILE"),
+        (str(tmp_path / "absent.pth"), InputError, "no such folder or checkpoint"),
     ):
         with pytest.raises(error, match=says):
             open_source(text)
@@ -199,7 +210,7 @@ def test_options_validate_themselves(bad: dict[str, object]) -> None:
 
 def test_weights_above_the_limit_of_one_file_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is lowered instead of a model of 2 GiB being made; everything else is the real path."""
-    monkeypatch.setattr("deploykit.export._ONE_FILE_BYTES", 1000)
+    monkeypatch.setattr("deploykit.onnx_writer._ONE_FILE_BYTES", 1000)
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 40))
     artifact = export_onnx(module, tmp_path / "big.onnx", example=PICTURES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
@@ -241,3 +252,177 @@ def test_fresh_networks_have_used_normalisation() -> None:
     norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm1d)]
     assert norms and all(norm.running_mean.abs().max() > 0 for norm in norms)
     assert not module.training
+
+
+def test_the_returned_artifact_is_what_the_file_says(tmp_path: Path) -> None:
+    """The file is written piece by piece: protobuf's own reading of it must find all of them."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 300), nn.ReLU(), nn.Linear(300, 5, bias=False))
+    artifact = export_onnx(module, tmp_path / "m.onnx", example=PICTURES)
+    assert artifact == Artifact.read(tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    np.testing.assert_array_equal(weights["3.weight"], module[3].weight.detach().numpy())
+    assert len({prop.key for prop in model.metadata_props}) == len(model.metadata_props)
+    again = export_onnx(module, tmp_path / "n.onnx", example=PICTURES)
+    assert (tmp_path / "n.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    assert again.sha256 == artifact.sha256
+
+
+def test_deep_networks_start_in_a_range_that_parity_can_check() -> None:
+    """Statistics that fit too little let the values grow from layer to layer until rounding alone fails the check."""
+    source = open_source("densenet121")
+    with torch.inference_mode():
+        logits = source.module(torch.from_numpy(example_inputs(source, "shapes")[0][:2]))
+    assert 1e-3 < float(logits.std()) < 10
+    norms = [child for child in source.module.modules() if isinstance(child, nn.BatchNorm2d)]
+    assert all(norm.momentum == 0.1 for norm in norms)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as torchvision's users have it, of four classes."""
+    torch.manual_seed(8)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(build("squeezenet1.1", num_classes=4).state_dict(), path)
+    return path
+
+
+def test_a_network_with_weights_from_a_file(weights: Path) -> None:
+    source = open_source("squeezenet1.1", weights=weights).described(input_shape=(3, 70, 64), labels=tuple("abcd"))
+    state = torch.load(weights)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in source.module.state_dict().items())
+    assert not source.module.training and source.notes == () and source.input_shape == (3, 70, 64)
+    assert source.card.parent_sha256 == sha256_file(weights)
+    assert source.card.labels == tuple("abcd") and source.card.dataset is None
+    assert source.card.preprocess == Preprocess(
+        size=(70, 64), resize=80, crop="center", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+
+
+def test_weights_say_what_is_built(weights: Path, tmp_path: Path) -> None:
+    unlabelled = open_source("squeezenet1.1", weights=weights).card
+    assert unlabelled.labels == () and unlabelled.preprocess is not None
+    assert (unlabelled.preprocess.resize, unlabelled.preprocess.size) == (256, (224, 224))
+    grey = open_source("squeezenet1.1", weights=weights, in_channels=1)
+    assert grey.input_shape == (1, 224, 224) and "summed over the three colours" in grey.notes[0]
+    with pytest.raises(CheckpointError, match="is for 4 classes, received --classes 9; that layer would be fresh"):
+        open_source("squeezenet1.1", weights=weights, num_classes=9)
+    torch.save(build("googlenet-bn", num_classes=2, pictures="small").state_dict(), tmp_path / "g.pth")
+    signed = open_source("googlenet-bn", weights=tmp_path / "g.pth", options={"pictures": "small"})
+    assert signed.card.preprocess is not None and signed.card.preprocess.mean == (0.5, 0.5, 0.5)
+    assert signed.input_shape == (3, 32, 32) and "from -1 to 1" in signed.notes[0]
+    with pytest.raises(InputError, match="allowed: the name of a network"):
+        open_source("os.path:join", weights=weights)
+    torch.manual_seed(9)
+    path = write_checkpoint(
+        Checkpoint(
+            "lenet5", 3, 1, Preprocess(size=(32, 32), channels="L"), tuple("abc"),
+            build("lenet5", num_classes=3, activation="tanh").state_dict(), {"activation": "tanh"}, "mine",
+        ),
+        tmp_path / "c.safetensors",
+    )  # fmt: skip
+    own = open_source("lenet5", weights=path)
+    assert own.kind == "checkpoint" and own.card.labels == tuple("abc") and own.card.dataset == "mine"
+    with pytest.raises(CheckpointError, match="trained with activation=tanh, received --option activation=relu"):
+        open_source("lenet5", weights=path, options={"activation": "relu"})
+    with pytest.raises(CheckpointError, match="is for 1 channels, received --channels 3"):
+        open_source("lenet5", weights=path, in_channels=3)
+    with pytest.raises(InputError, match="knows its 3 labels"):
+        own.described(labels=tuple("xyz"))
+    with pytest.raises(InputError, match="leave out --shape"):
+        own.described(input_shape=(1, 64, 64))
+
+
+def test_other_sizes_of_pictures() -> None:
+    source = open_source("squeezenet1.1", num_classes=3)
+    assert source.input_shape == (3, 224, 224)
+    smaller = source.described(input_shape=(3, 96, 160))
+    assert smaller.card.preprocess is not None and smaller.card.preprocess.size == (96, 160)
+    assert example_inputs(smaller, "shapes")[0].shape == (16, 3, 96, 160)
+    assert open_source("resnet18", options={"pictures": "small", "width": "16"}).input_shape == (3, 32, 32)
+    with pytest.raises(InputError, match="received --shape 3x16x99; allowed: pictures of 17x17 or more"):
+        source.described(input_shape=(3, 16, 99))
+    with pytest.raises(InputError, match="built for 3 channels, received --shape 1x96x96; give --channels 1"):
+        source.described(input_shape=(1, 96, 96))
+    with pytest.raises(InputError, match=r"received --shape 4x96x96; allowed: 1 \(grey\) or 3 \(colour\) channels"):
+        source.described(input_shape=(4, 96, 96))
+    with pytest.raises(InputError, match="lenet5 takes 1x32x32, received --shape 1x64x64"):
+        open_source("lenet5").described(input_shape=(1, 64, 64))
+
+
+def test_labels_are_counted(tmp_path: Path) -> None:
+    source = open_source("mnist-cnn").described(labels=("one", "two"))
+    with pytest.raises(InputError, match="2 labels for a module with 10 classes"):
+        export_onnx(source.module, tmp_path / "m.onnx", example=torch.rand(4, 1, 28, 28), card=source.card)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_label_files(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("\ufefftench\r\ncrane\r\nübel\r\ncrane\r\n", encoding="utf-8")
+    assert read_labels(path) == ("tench", "crane (1)", "übel", "crane (3)")  # ImageNet has cranes of two kinds
+    path.write_text(json.dumps(["a", " b"]))
+    assert read_labels(path) == ("a", "b")
+    for text, says in (
+        ("", "empty name"),
+        ("a\n\nb\n", "empty name"),
+        ('{"0": "a"}', "other JSON"),
+        ("[1, 2]", "other JSON"),
+        ('["a"', "begins as JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=says):
+            read_labels(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_labels(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_labels(tmp_path / "absent.txt")
+
+
+def test_the_command_takes_weights_and_labels(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
+    output = tmp_path / "m.onnx"
+    run = _deploykit(
+        *("export", "squeezenet1.1", "--weights", str(weights), "--labels", str(tmp_path / "labels.txt")),
+        *("--channels", "1", "--shape", "1x48x48", "-o", str(output)),
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("\n") == 1 and "summed over the three colours" in run.stderr
+    artifact = Artifact.read(output)
+    assert artifact.labels == tuple("abcd") and artifact.parent_sha256 == sha256_file(weights)
+    assert artifact.inputs[0].shape == ("batch", 1, 48, 48) and artifact.outputs[0].shape == ("batch", 4)
+    assert artifact.preprocess is not None
+    assert (artifact.preprocess.mean, artifact.preprocess.resize) == ((0.449,), 55)
+
+
+def _deploykit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "deploykit", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB")
+def test_vgg16_is_exported_in_little_memory(tmp_path: Path) -> None:
+    """553 MB of weights, which the module and ONNX Runtime must each hold; nothing else may copy them whole."""
+    program = f"""
+import json, resource, runpy, sys, time
+began = time.perf_counter()
+sys.argv = ["deploykit", "export", "vgg16", "-o", {str(tmp_path / "vgg16.onnx")!r}]
+try:
+    runpy.run_module("deploykit", run_name="__main__")
+finally:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = [usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, time.perf_counter() - began]
+    sys.stderr.write(json.dumps(used))
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    began = time.perf_counter()
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    wall = time.perf_counter() - began
+    assert run.returncode == 0, run.stderr
+    peak_bytes, processor_s, _ = json.loads(run.stderr)
+    print(f"VGG-16: {peak_bytes / 1e9:.2f} GB at most, {processor_s:.0f} s of processor, {wall:.0f} s")
+    assert peak_bytes < 3e9
+    assert processor_s < 120  # on two free cores 60 s of time; a loaded machine makes both worse
+    assert (tmp_path / "vgg16.onnx").stat().st_size > 553e6

@@ -164,7 +164,8 @@ def test_qdq_weights_count_once_and_activations_as_bytes(path):
     assert found.precision == "int8"
     # x as given and quantized; later a 4×8×8 map of bytes with its source, then the float answer of 4×4×4.
     assert found.peak_activation_bytes == max(768 + 192, 192 + 256, 256 + 64, 64 + 256)
-    assert found.layers[0].name == "c1"
+    rows = [(row.name, row.op, row.precision) for row in found.layers]
+    assert rows == [("c1", "Conv", "int8"), ("the_p", "MaxPool", None)]
 
 
 def test_weights_that_are_float_before_quantize_are_int8_when_they_multiply(path):
@@ -233,6 +234,147 @@ def test_four_bit_products_and_what_follows_them(path):
     assert found.precision == "mixed"
     assert found.peak_activation_bytes is not None
     assert found.layers[0].name == "fc1"
+
+
+def test_dynamically_quantized_products(path):
+    nodes = [
+        node("DynamicQuantizeMatMul", "x fc1.weight_quantized w_scale w_zero fc1.bias", "a", domain=MICROSOFT),
+        node("DynamicQuantizeLinear", "a", "q q_scale q_zero"),
+        node("MatMulIntegerToFloat", "q m q_scale w_scale q_zero w_zero c", "y", domain=MICROSOFT),
+    ]
+    weights = [weight("fc1.weight_quantized", 8, 4, dtype=np.int8), weight("fc1.bias", 4)]
+    weights += [weight("m", 4, 4, dtype=np.int8), weight("c", 4), *SCALES[2:4]]
+    found = profile_onnx(save(path, nodes, [("x", FLOAT, ["n", 8])], [("y", FLOAT)], weights))
+    assert (found.parameters, found.macs, found.connections) == (32 + 4 + 16 + 4, 32 + 16, 32 + 4 + 16 + 4)
+    assert found.weight_bytes == 32 + 16 + 16 + 16 + 4 * 4 + 4  # scales and zero points of four columns, once
+    assert [(row.name, row.precision, row.output_shape) for row in found.layers] == [
+        ("fc1", "int8", (4,)),
+        ("the_y", "int8", (4,)),
+    ]
+    assert found.precision == "int8"
+    assert found.peak_activation_bytes is not None
+
+
+def test_what_onnx_runtime_saves_is_counted(path, tmp_path):
+    """Optimised files have ONNX Runtime's own convolutions, for one kind of CPU in blocks of channels."""
+    import onnxruntime
+
+    nodes = [
+        node("Conv", "x c1.weight c1.bias", "a", pads=[1, 1, 1, 1]),
+        node("Relu", "a", "b"),
+        node("MaxPool", "b", "d", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Flatten", "d", "f"),
+        node("Gemm", "f fc.weight", "y", transB=1),
+    ]
+    weights = [weight("c1.weight", 20, 3, 3, 3), weight("c1.bias", 20), weight("fc.weight", 5, 320)]
+    plain = profile_onnx(save(path, nodes, [("x", FLOAT, [1, 3, 8, 8])], [("y", FLOAT)], weights))
+    levels = onnxruntime.GraphOptimizationLevel
+    for level in (levels.ORT_ENABLE_EXTENDED, levels.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level, options.log_severity_level = level, 4
+        options.optimized_model_filepath = str(tmp_path / f"{level.name}.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found = profile_onnx(options.optimized_model_filepath)
+        (conv,) = [row for row in found.layers if "Conv" in row.op]
+        filled = conv.output_shape[0]  # blocks of 8 or 16 channels are filled up
+        assert (filled == 20) if level == levels.ORT_ENABLE_EXTENDED else (filled % 8 == 0)
+        assert conv.macs == plain.layers[0].macs * filled // 20
+        assert (found.layers[-1].name, found.layers[-1].macs) == ("fc", 5 * 320)
+
+
+def test_a_convolution_of_onnx_runtimes_own_domain(path):
+    nodes = [node("QLinearConv", "x scale zero w w_scale w_zero scale zero", "y", domain=MICROSOFT)]
+    weights = [weight("w", 4, 3, 3, 3, dtype=np.int8), *SCALES[:4]]
+    found = profile_onnx(
+        save(path, nodes, [("x", TensorProto.UINT8, ["n", 3, 8, 8])], [("y", TensorProto.UINT8)], weights)
+    )
+    assert (found.parameters, found.macs, found.layers[0].precision) == (108, 4 * 36 * 27, "int8")
+
+
+def test_four_bit_floats(path):
+    nodes = [node("MatMulBnb4", "x w absmax", "y", domain=MICROSOFT, K=64, N=8, block_size=16, quant_type=1)]
+    packed = numpy_helper.from_array(RANDOM.integers(0, 255, 256, dtype=np.uint8), "w")
+    found = profile_onnx(save(path, nodes, [("x", FLOAT, ["n", 64])], [("y", FLOAT)], [packed, weight("absmax", 32)]))
+    assert (found.parameters, found.macs, found.weight_bytes) == (512, 512, 256 + 128)
+    assert found.precision == found.layers[0].precision == "nf4"
+
+
+def test_four_bit_integers_in_blocks(path):
+    nodes = [node("DequantizeLinear", "w s", "wf", axis=0, block_size=32), node("MatMul", "x wf", "y")]
+    weights = [helper.make_tensor("w", TensorProto.INT4, [64, 4], np.zeros(256, np.int8)), weight("s", 2, 4)]
+    found = profile_onnx(save(path, nodes, [("x", FLOAT, ["n", 64])], [("y", FLOAT)], weights, opset=21))
+    assert (found.parameters, found.macs, found.precision) == (256, 256, "int4")
+    assert found.weight_bytes == 128 + 32
+
+
+def test_a_quantized_embedding_has_parameters_and_indices_have_none(path):
+    nodes = [node("Gather", "table x", "q"), node("DequantizeLinear", "q scale", "y"), node("Gather", "sizes x", "z")]
+    weights = [weight("table", 100, 8, dtype=np.int8), weight("sizes", 100, dtype=np.int64), SCALES[0]]
+    found = profile_onnx(
+        save(path, nodes, [("x", TensorProto.INT64, ["n"])], [("y", FLOAT), ("z", TensorProto.INT64, 1)], weights)
+    )
+    assert (found.parameters, found.precision) == (800, "int8")
+
+
+def test_sparse_weights_are_expanded(path):
+    values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0, 5, 9]), "where"), [8, 4])
+    model = onnx.load(save(path, [node("Relu", "x", "y")], [("x", FLOAT, ["n", 8])], [("y", FLOAT)]))
+    model.graph.node[0].CopyFrom(node("MatMul", "x w", "y"))
+    model.graph.sparse_initializer.append(sparse)
+    onnx.save(model, path)
+    found = profile_onnx(path)
+    assert (found.parameters, found.macs, found.weight_bytes) == (32, 32, 12)
+
+
+def test_loops_and_scans_are_survived(path):
+    step = helper.make_graph(
+        [node("MatMul", "state w", "next"), node("Identity", "go", "still")],
+        "step",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", 9, [])]
+        + [helper.make_tensor_value_info("state", FLOAT, [1, 8])],
+        [helper.make_tensor_value_info("still", 9, []), helper.make_tensor_value_info("next", FLOAT, [1, 8])],
+    )
+    add = helper.make_graph(
+        [node("Add", "sum row", "total"), node("Identity", "total", "seen")],
+        "add",
+        [helper.make_tensor_value_info(name, FLOAT, [8]) for name in ("sum", "row")],
+        [helper.make_tensor_value_info(name, FLOAT, [8]) for name in ("total", "seen")],
+    )
+    nodes = [
+        helper.make_node("Loop", ["times", "", "x"], ["a"], body=step),
+        helper.make_node("Scan", ["start", "a"], ["last", "y"], body=add, num_scan_inputs=1),
+    ]
+    weights = [weight("w", 8, 8), weight("start", 8), numpy_helper.from_array(np.int64(3), "times")]
+    found = profile_onnx(save(path, nodes, [("x", FLOAT, [1, 8])], [("y", FLOAT)], weights))
+    assert (found.parameters, found.macs) == (64 + 8, 64)
+    assert found.operators == {"Loop": 1, "MatMul": 1, "Identity": 2, "Scan": 1, "Add": 1}
+    assert "bodies of Loop, Scan count once" in found.warnings[-1]
+
+
+def test_kernels_strides_groups_and_what_is_passed_on(path):
+    nodes = [
+        node("Conv", "x c.weight", "a", pads=[1, 1, 1, 1], strides=[2, 2], group=4),
+        node("Relu", "a", "b"),
+        node("Concat", "b b", "d", axis=1),
+        node("ReduceMean", "d", "m", axes=[2, 3], keepdims=1),
+        node("Flatten", "m", "y"),
+    ]
+    found = profile_onnx(
+        save(path, nodes, [("x", FLOAT, ["n", 4, 8, 8])], [("y", FLOAT)], [weight("c.weight", 4, 1, 3, 3)])
+    )
+    conv, mean = found.layers
+    assert (conv.kernel, conv.stride, conv.groups) == ((3, 3), (2, 2), 4)
+    assert (conv.output_shape, conv.passes_on) == ((4, 4, 4), (8, 4, 4))
+    assert (conv.macs, conv.parameters, conv.precision) == (4 * 16 * 9, 36, "fp32")
+    assert (mean.op, mean.output_shape, mean.kernel, mean.precision) == ("ReduceMean", (8, 1, 1), None, None)
+
+
+def test_numbers_in_constant_nodes_are_no_activations(path):
+    constant = node("Constant", "", "half", value_floats=[0.5, 0.5])
+    del constant.input[:]
+    found = profile_onnx(save(path, [constant, node("Mul", "x half", "y")], [("x", FLOAT, ["n", 2])], [("y", FLOAT)]))
+    assert (found.parameters, found.peak_activation_bytes) == (0, 8)
 
 
 def test_transposed_convolution_and_batched_product(path):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deploykit.bench import BenchOptions
 from deploykit.cli import main
@@ -20,8 +23,9 @@ from deploykit.files import read_json, sha256_file, write_json
 from deploykit.lock import LOCK, folder_lock
 from deploykit.pipeline import PipelineOptions, PipelineResult, run_pipeline
 from deploykit.report import collect
-from deploykit.results import read_record
+from deploykit.results import Training, read_record
 from deploykit.train import train_network
+from deploykit.training_recipes import recipe_for
 
 QUICK = PipelineOptions(epochs=1, samples=40, threads=1, bench=BenchOptions(samples=20, min_time_s=0.05))
 NETWORKS = ("lenet1", "color-shape-mlp")
@@ -138,7 +142,7 @@ def test_a_whole_training_in_the_place_of_ours_is_no_damage(copied: Path) -> Non
     from deploykit import data
 
     train, test = (data.load("shapes", split, classes=9).take(60) for split in ("train", "test"))
-    train_network("lenet1", train, test, copied / "lenet1", QUICK.training("shapes"), overwrite=True)
+    train_network("lenet1", train, test, copied / "lenet1", QUICK.training("shapes", "lenet1", 28), overwrite=True)
     before = _files(copied)
     with pytest.raises(OutputError, match=r"checkpoint.safetensors is of another training"):
         run_pipeline(NETWORKS, "shapes", copied, QUICK)
@@ -254,7 +258,45 @@ def test_killed_and_repeated_it_gives_the_same_figures(first: tuple[Path, Pipeli
 def test_options_are_checked_before_anything_runs(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PipelineOptions(**given)  # type: ignore[arg-type]
-    assert PipelineOptions(seed=2**32 - 1, epochs=1, samples=1, threads=1).training("mnist").epochs == 1
+    assert PipelineOptions(seed=2**32 - 1, epochs=1, samples=1, threads=1).training("mnist", "lenet5", 32).epochs == 1
+
+
+def test_size_and_options_go_to_the_networks_that_take_them(tmp_path: Path) -> None:
+    options = PipelineOptions(size=40, network_options={"width": "16", "pooling": "average"})
+    options.check_networks(["resnet18", "lenet5"])
+    thin, plain = options.plan("resnet18", (32, 32)), options.plan("lenet5", (32, 32))
+    assert (thin.side, dict(thin.options)) == (40, {"width": "16", "pictures": "small"})
+    assert (plain.side, dict(plain.options)) == (32, {"pooling": "average"})
+    assert options.training("photos", "resnet18", 40) == recipe_for("photos", "resnet18", 40)
+    for given, networks, says in (
+        ({"size": 40}, ["lenet1"], "size 40 for lenet1"),
+        ({"network_options": {"width": "16"}}, ["lenet1", "lenet5"], "none of lenet1, lenet5 has an option 'width'"),
+        ({"network_options": {"width": "17"}}, ["resnet18"], "width='17'; allowed: 64, 32, 16"),
+        ({"size": 20}, ["vgg11"], "vgg11 with pictures=small with --size 20; allowed: 32 or more"),
+    ):
+        with pytest.raises(InputError, match=says):
+            run_pipeline(networks, "shapes", tmp_path, PipelineOptions(**given))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_whole_chain_of_a_photo_network(tmp_path: Path) -> None:
+    """Photos of 40×40 at 24, so that what is evaluated is the middle of a resized picture."""
+    random = np.random.default_rng(0)
+    for index in range(40):
+        path = tmp_path / "photos" / f"class{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = random.integers(0, 100, (40, 40, 3)) + (index % 2) * np.array([100, 0, 0])
+        Image.fromarray(picture.astype(np.uint8)).save(path)
+    options = replace(QUICK, size=24, epochs=4, samples=16, network_options={"width": "16"})
+    result = run_pipeline(["resnet18"], tmp_path / "photos", tmp_path / "runs", options)
+    assert len(result.done) == STEPS_A_NETWORK + 2
+    assert any("pictures=small" in warning for warning in result.warnings)
+    training = read_record(tmp_path / "runs/resnet18/train.json")
+    assert isinstance(training, Training) and training.options["size"] == 24
+    accuracy = read_record(tmp_path / "runs/resnet18/resnet18.accuracy.json")
+    assert accuracy.top1 == training.test_top1  # the same pictures, the same pixels
+    assert not run_pipeline(["resnet18"], tmp_path / "photos", tmp_path / "runs", options).done
 
 
 def test_an_accuracy_that_does_not_know_the_precision_leaves_it(

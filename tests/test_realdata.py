@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploykit import data
@@ -34,3 +36,29 @@ def test_mnist_from_files_to_int8(real_data: Path, tmp_path: Path) -> None:
     assert fp32.top1 > 0.96
     assert abs(int8.top1 - fp32.top1) < 0.005
     assert int8.agreement is not None and int8.agreement > 0.99
+
+
+@pytest.mark.realdata
+def test_cifar10_as_jpeg_is_read_from_its_archive_under_its_own_name(real_data: Path) -> None:
+    train, test = (data.load("cifar10-jpeg", split, data_dir=real_data) for split in ("train", "test"))
+    assert np.bincount(train.targets).tolist() == [5000] * 10 and np.bincount(test.targets).tolist() == [1000] * 10
+    assert train.name == "cifar10-jpeg" and train.notes[0].startswith("CIFAR-10 (JPEG)")
+    pixels = np.asarray(train.pictures(range(0, 50_000, 10)), dtype=np.float32) / 255
+    # Means and deviations of the originals that all CIFAR-10 examples use; JPEG loses detail, not the mean.
+    assert pixels.mean((0, 1, 2)) == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)
+    assert pixels.std((0, 1, 2)) == pytest.approx([0.2470, 0.2435, 0.2616], abs=0.012)
+
+
+@pytest.mark.realdata
+def test_flowers_read_the_same_from_the_archive_and_unpacked(real_data: Path, tmp_path: Path) -> None:
+    archive = real_data / "flowers5_128px.tar"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    here, there = data.load(archive, "all"), data.load(tmp_path / "flowers", "all")
+    assert len(here) == len(there) == 4317 and here.size == there.size == (128, 128)
+    assert here.labels == ("daisy", "dandelion", "rose", "sunflower", "tulip")
+    assert here.notes == there.notes == ("passed over 1 file that is not a picture: .DS_Store",)
+    assert here.digest == there.digest
+    train, test = data.load(archive, "train"), data.load(archive, "test")
+    assert sorted([*train.rows.tolist(), *test.rows.tolist()]) == list(range(4317))
+    assert len(test) == 864 and sum(len(targets) for _, targets in test.batches(100)) == 864

@@ -73,6 +73,36 @@ def test_resume_after_an_interruption_gives_the_same_bits(small: tuple[Dataset, 
             assert [r["train_loss"] for r in resumed.history] == [r["train_loss"] for r in straight.history]
 
 
+def test_averaged_mixed_and_frozen_trainings_resume_to_the_same_bits(
+    small: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    splits, thin = (small[0].take(24), small[1].take(9)), {"width": "16"}
+    mixed = replace(
+        QUICK, batch_size=8, optimizer="sgd", ema=0.9, clip_norm=1.0, mixup=0.2, cutmix=1.0, augment="crops"
+    )
+    begun = tmp_path / "mixed straight" / CHECKPOINT
+
+    def interrupt(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "epoch 2/2":
+            raise _Stop
+
+    frozen = replace(QUICK, batch_size=8, freeze="features", ema=0.9)
+    for name, options, weights in (("mixed", mixed, None), ("frozen", frozen, begun)):
+        given = {"network_options": thin, "weights": weights, "size": 12}
+        straight = train_network("resnet18", *splits, tmp_path / f"{name} straight", options, **given)
+        with pytest.raises(_Stop):
+            train_network("resnet18", *splits, tmp_path / name, options, **given, progress=interrupt)
+        kept = read_checkpoint(tmp_path / name / STATE).tensors
+        learning = {key.split(".")[1] for key in kept if key.startswith("optimizer.")}
+        assert len(learning) == (2 if weights else 62)  # of the frozen one, the classifier's weights and biases
+        resumed = train_network("resnet18", *splits, tmp_path / name, options, **given, resume=True)
+        assert resumed.checkpoint_sha256 == straight.checkpoint_sha256
+        assert resumed.warnings == straight.warnings
+    with pytest.raises(CheckpointError, match="weights_sha256 was"):
+        other = tmp_path / "frozen straight" / CHECKPOINT
+        train_network("resnet18", *splits, tmp_path / "frozen", frozen, weights=other, size=12, resume=True)
+
+
 def test_a_finished_training_is_not_repeated_and_not_overwritten(
     small: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
@@ -241,6 +271,7 @@ def _tensor(name: str, tensor: torch.Tensor | None) -> Callable[[Checkpoint], Ch
         (_tensor("optimizer.first", torch.zeros(2)), "optimizer.first"),
         (_tensor("optimizer.0.exp_avg", None), r"of parameters \[0\] are missing"),
         (_tensor("model.stranger", torch.zeros(2)), "unexpected: stranger"),
+        (_training("training_schema", 1), "training_schema was 1 and is now 2; another deploykit wrote it"),
         (_training("threads", "many"), "threads 'many'"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploykit.commands.options import DataDir, Json, Overwrite, Threads
+from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
 from deploykit.figures import byte_text, millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
@@ -22,6 +22,8 @@ def run(
     data: Annotated[str, typer.Option(help="A dataset's name, a folder of pictures, or an .npz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     data_dir: DataDir = None,
+    option: NetworkOptions = None,
+    size: Annotated[int | None, typer.Option(help="Side of the input in pixels, for networks that take any.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes everything random.")] = None,
     recipe: Annotated[str, typer.Option(help="Quantization recipe.")] = "int8",
@@ -36,7 +38,15 @@ def run(
     """
     from deploykit.pipeline import PipelineOptions, run_pipeline
 
-    options = PipelineOptions(epochs=epochs, seed=seed, recipe=recipe, samples=samples, threads=threads)
+    options = PipelineOptions(
+        epochs=epochs,
+        seed=seed,
+        recipe=recipe,
+        samples=samples,
+        threads=threads,
+        size=size,
+        network_options=parse_network_options(option),
+    )
     with progress_bar() as progress:
         result = run_pipeline(
             networks, data, output, options, data_dir=data_dir, overwrite=overwrite, progress=progress

@@ -34,6 +34,12 @@ def export(
     data: Annotated[str | None, typer.Option(help="Real pictures for the parity check.")] = None,
     data_dir: DataDir = None,
     option: NetworkOptions = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A network's weights: torchvision's .pth or .safetensors, or a checkpoint.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes, one a line or a JSON list, where they are not known.")
+    ] = None,
     classes: Classes = None,
     channels: Channels = None,
     shape: Shape = None,
@@ -47,7 +53,10 @@ def export(
     """Export to ONNX; the file is written only if ONNX Runtime computes what PyTorch computes.
 
     Example: deploykit export runs/lenet5 -o lenet5.onnx
+
+    Pretrained: deploykit export resnet18 --weights resnet18-f37072fd.pth -o resnet18.onnx
     """
+    from deploykit.data.label_file import read_labels
     from deploykit.export import ExportOptions, export_onnx
     from deploykit.files import check_writable
     from deploykit.sources import example_inputs, open_source
@@ -55,9 +64,12 @@ def export(
 
     options = ExportOptions(opset=opset, atol=atol, rtol=rtol)
     check_writable(output, overwrite=overwrite)
+    names = read_labels(labels) if labels else ()
     opened = open_source(
-        source, options=parse_network_options(option), num_classes=classes, in_channels=channels
-    ).described(input_shape=parse_shape(shape), preprocess=parse_preprocess(preprocess))
+        source, options=parse_network_options(option), num_classes=classes, in_channels=channels, weights=weights
+    ).described(input_shape=parse_shape(shape), preprocess=parse_preprocess(preprocess), labels=names)
+    for remark in opened.notes:
+        note(remark)
     example, pictures = example_inputs(opened, data, data_dir=data_dir)
     artifact = export_onnx(
         opened.module,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -31,18 +30,21 @@ def list_datasets(data_dir: DataDir = None, as_json: Json = False) -> None:
             str(entry["name"]),
             str(entry["found"] or entry["how"]),
             str(entry["classes"]),
-            "×".join(str(side) for side in entry["input"]),
+            "×".join("any" if side is None else str(side) for side in entry["input"]),
             count(entry["train"]),
             count(entry["test"]),
         )
         for entry in entries
     ]
     print_table(("name", "found at, or how to get it", "classes", "input", "train", "test"), rows, left=2)
-    print_line("Also: a folder of pictures (split/class/picture or class/picture), or an .npz with images and labels.")
+    print_line(
+        "Also: a folder of pictures (split/class/picture or class/picture), a .tar of one, or an .npz with images and"
+        " labels."
+    )
 
 
 def prepare(
-    name: Annotated[str, typer.Argument(help="mnist or fashion-mnist.")],
+    name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10 or flower-photos.")],
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -52,9 +54,8 @@ def prepare(
     """
     from deploykit import data, environment
 
-    mirror = os.environ.get("DEPLOYKIT_MIRROR")
     with progress_bar() as progress:
-        folder = data.prepare(name, data_dir, progress=progress, mirrors=[mirror] if mirror else None)
+        folder = data.prepare(name, data_dir, progress=progress)
     if as_json:
         head = {"schema": "deploykit.dataset/1", "deploykit": __version__, "environment": environment.describe()}
         print_json(head | {"name": name, "folder": str(folder)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,10 @@ from deploykit.commands.options import (
     parse_network_options,
     parse_shape,
 )
-from deploykit.figures import byte_text
-from deploykit.terminal import count, note, print_json, print_line, print_table
-
-if TYPE_CHECKING:
-    from deploykit.results import Profile
+from deploykit.commands.profiles import print_comparison, print_layers, print_profile
+from deploykit.errors import InputError
+from deploykit.results import Comparison
+from deploykit.terminal import count, note, print_json, print_table
 
 __all__ = ["inspect", "models"]
 
@@ -70,10 +69,14 @@ def models(as_json: Json = False) -> None:
 
 
 def inspect(
-    source: Annotated[
-        str, typer.Argument(help="An .onnx, a run's folder, a checkpoint, a network, or module:callable.")
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE [OTHER]",
+            help="An .onnx, a run's folder, a checkpoint, a network, or module:callable; a second one to compare with.",
+        ),
     ],
-    layers: Annotated[bool, typer.Option("--layers", help="Print every layer.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print the paper's table, and every layer.")] = False,
     option: NetworkOptions = None,
     classes: Classes = None,
     channels: Channels = None,
@@ -82,67 +85,40 @@ def inspect(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a network, a checkpoint or any ONNX file weighs.
+    """Show what a network, a checkpoint or any ONNX file weighs, or compare two.
 
     Example: deploykit inspect lenet5-1998 --layers
+
+    Example: deploykit inspect alexnet googlenet
     """
     from deploykit.files import write_json
-    from deploykit.weigh import weigh
+    from deploykit.weigh import compare, weigh
 
-    profile = weigh(
-        source,
-        options=parse_network_options(option),
-        num_classes=classes,
-        in_channels=channels,
-        input_shape=parse_shape(shape),
-    )
-    if output:
-        write_json(output, profile.to_document(), overwrite=overwrite)
-    if as_json:
-        print_json(profile.to_document())
-        return
-    _print_profile(profile, layers)
-    for warning in profile.warnings:
-        note(f"warning: {warning}")
-
-
-def _print_profile(profile: Profile, layers: bool) -> None:
-    if layers:
-        _print_layers(profile)
-    operators = ", ".join(f"{name} {number}" for name, number in sorted(profile.operators.items()))
-    rows = [
-        ("name", profile.name),
-        ("input", "×".join(str(side) for side in profile.input_shape) if profile.input_shape else "unknown"),
-        ("parameters", count(profile.parameters)),
-        ("connections", count(profile.connections)),
-        ("MACs", count(profile.macs)),
-        ("weights", byte_text(profile.weight_bytes)),
-        ("file", byte_text(profile.file_bytes)),
-        ("download (deflate)", byte_text(profile.download_bytes)),
-        ("peak activations", byte_text(profile.peak_activation_bytes)),
-        ("precision", profile.precision),
-        ("operators", operators),
-        ("opset", str(profile.opset) if profile.opset else "–"),
-        ("SHA-256", profile.sha256 or "–"),
-        ("made from", profile.parent_sha256 or "–"),
-    ]
-    rows += [(key, str(value)) for key, value in profile.metadata.items()]
-    width = max(len(key) for key, _ in rows)
-    for key, value in rows:
-        print_line(f"{key:<{width}}  {value}")
-
-
-def _print_layers(profile: Profile) -> None:
-    rows = [
-        (
-            layer.name,
-            layer.op,
-            "×".join(str(side) for side in layer.output_shape) if layer.output_shape is not None else "–",
-            count(layer.parameters),
-            count(layer.connections),
-            count(layer.macs),
+    if len(sources) > 2:
+        raise InputError(f"{len(sources)} sources; allowed: one, or two to compare")
+    profiles = [
+        weigh(
+            source,
+            options=parse_network_options(option),
+            num_classes=classes,
+            in_channels=channels,
+            input_shape=parse_shape(shape),
         )
-        for layer in profile.layers
+        for source in sources
     ]
-    total = ("total", "", "", count(profile.parameters), count(profile.connections), count(profile.macs))
-    print_table(("layer", "operator", "output", "parameters", "connections", "MACs"), [*rows, total], left=2)
+    found = compare(*profiles) if len(profiles) == 2 else profiles[0]
+    if output:
+        write_json(output, found.to_document(), overwrite=overwrite)
+    if as_json:
+        print_json(found.to_document())
+        return
+    if layers:
+        for profile in profiles:
+            print_layers(profile, titled=len(profiles) > 1)
+    if isinstance(found, Comparison):
+        print_comparison(found)
+    else:
+        print_profile(found)
+    for profile in profiles:
+        for warning in profile.warnings:
+            note(f"warning: {profile.name}: {warning}" if len(profiles) > 1 else f"warning: {warning}")

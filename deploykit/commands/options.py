@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,7 @@ __all__ = [
     "Shape",
     "Threads",
     "load_for_model",
+    "load_for_models",
     "parse_network_options",
     "parse_preprocess",
     "parse_shape",
@@ -125,3 +127,17 @@ def load_for_model(artifact: Artifact, data: str, split: str, data_dir: Path | N
         )
         return replace(test, notes=(*test.notes, doubt))
     return room.load(data, "all", data_dir=data_dir, classes=classes)
+
+
+def load_for_models(artifacts: Sequence[Artifact], data: str, split: str, data_dir: Path | None) -> Dataset:
+    """The pictures that measure several models at once: with ``split`` "auto" those that none was trained on."""
+    loaded: dict[str, Dataset] = {}
+    for artifact in artifacts:
+        trained_on = (artifact.training or {}).get("dataset_digest")
+        key = repr((len(artifact.labels), artifact.dataset, trained_on))  # all that load_for_model asks a model for
+        if key not in loaded:
+            loaded[key] = load_for_model(artifact, data, split, data_dir)
+    parts = list(loaded.values())
+    chosen = next((part for part in parts if part.split != "all"), parts[0])
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    return chosen if notes == chosen.notes else replace(chosen, notes=notes)

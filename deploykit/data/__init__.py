@@ -1,4 +1,4 @@
-"""Pictures with labels, by name, from a folder or from an ``.npz``; one source a file.
+"""Pictures with labels, by name, from a folder, a tar archive or an ``.npz``; one source a file.
 
 ``load("mnist")`` gives a `Dataset`; ``names()`` lists what has a name; ``prepare("mnist")`` downloads.
 """
@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploykit.data.archive import TAR_ENDINGS, archive_stem
+from deploykit.data.cifar import is_cifar10, load_cifar10_at
 from deploykit.data.dataset import Dataset, Pictures
 from deploykit.data.download import DOWNLOADS, fetch
 from deploykit.data.folder import load_folder
-from deploykit.data.idx import IDX_SETS, find_idx, load_idx
+from deploykit.data.named import NAMED_SETS, NamedSet
 from deploykit.data.npz import load_npz
 from deploykit.data.paths import user_path
 from deploykit.data.shapes import PER_CLASS, SIDE, TASKS, load_shapes, task_for_classes
+from deploykit.data.tar import load_tar
 from deploykit.errors import DataError, InputError, UnknownNameError
 from deploykit.progress import Progress, silent
 
@@ -27,13 +30,13 @@ SHAPES_CLASSES = frozenset(len(task.labels) for task in TASKS.values())
 """Class counts that name one of the tasks of ``shapes``."""
 
 _SPLITS = ("train", "test", "all")
-_IDX_SAMPLES = {"train": 60_000, "test": 10_000}
 _SEEDED = re.compile(r"(shapes[a-z-]*)(?:@(\d{1,9}))?")
+_PATHS = "a folder of pictures, an .npz, a .tar of pictures"
 
 
 def names() -> list[str]:
     """The datasets that have a name; those of shapes also take a seed number, as in ``shapes-color@7``."""
-    return ["shapes", *TASKS, *IDX_SETS]
+    return ["shapes", *TASKS, *NAMED_SETS]
 
 
 def default_data_dir() -> Path:
@@ -55,8 +58,8 @@ def load(
     """Pictures with labels.
 
     Args:
-        source: A name of ``names()``, a folder of pictures, or an ``.npz``. A name wins over a folder of the same name;
-            write ``./mnist`` for the folder.
+        source: A name of ``names()``, a folder of pictures, a tar archive of one, or an ``.npz``. A name wins over a
+            folder of the same name; write ``./mnist`` for the folder.
         split: ``"train"``, ``"test"`` or ``"all"``.
         data_dir: Where named datasets lie; ``default_data_dir()`` when None.
         classes: Number of the network's outputs, which tells what ``shapes`` alone means.
@@ -69,8 +72,8 @@ def load(
     if split not in _SPLITS:
         raise InputError(f"split {split!r}; allowed: {', '.join(_SPLITS)}")
     text = os.fspath(source)
-    if text in IDX_SETS:
-        return load_idx(text, split, _data_dir(data_dir))
+    if text in NAMED_SETS:
+        return NAMED_SETS[text].load(split, _data_dir(data_dir))
     seeded = _SEEDED.fullmatch(text)
     if seeded and seeded[1] in ("shapes", *TASKS):
         task = task_for_classes(classes) if seeded[1] == "shapes" else seeded[1]
@@ -79,18 +82,21 @@ def load(
 
 
 def _load_path(text: str, path: Path, split: str) -> Dataset:
+    if is_cifar10(path):
+        return load_cifar10_at(path, split)
     if path.is_dir():
         return load_folder(path, split)
     if path.is_file():
+        if archive_stem(path) is not None:
+            return load_tar(path, split)
         if path.suffix.lower() != ".npz":
-            raise DataError(f"{path} is a file; allowed: a folder of pictures, an .npz, or one of {', '.join(names())}")
+            endings = ", ".join(TAR_ENDINGS)
+            raise DataError(f"{path} is a file; allowed: {_PATHS} ({endings}), or one of {', '.join(names())}")
         return load_npz(path, split)
     if path.exists():
-        raise DataError(
-            f"{path} is a pipe, socket or device; allowed: a folder of pictures, an .npz, or a dataset's name"
-        )
+        raise DataError(f"{path} is a pipe, socket or device; allowed: {_PATHS}, or a dataset's name")
     if len(path.parts) > 1 or path.suffix or "/" in text or os.sep in text:
-        raise DataError(f"no such folder or file: {path}; allowed: a folder of pictures, an .npz, or a dataset's name")
+        raise DataError(f"no such folder or file: {path}; allowed: {_PATHS}, or a dataset's name")
     raise UnknownNameError("dataset", text, names())
 
 
@@ -101,11 +107,11 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
 def describe(data_dir: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """What ``deploykit data list`` shows of each named dataset.
 
-    Keys: ``name, classes, input`` ([channels, height, width]), ``train, test`` (samples), ``found`` (path or None),
-    ``how`` (where it comes from, or how to get it).
+    Keys: ``name, classes, input`` ([channels, height, width], null where pictures differ), ``train, test`` (samples),
+    ``found`` (path or None), ``how`` (where it comes from, or how to get it).
     """
     rows = [_describe_shapes(name) for name in ("shapes", *TASKS)]
-    return rows + [_describe_idx(name, _data_dir(data_dir)) for name in IDX_SETS]
+    return rows + [_describe_named(named, _data_dir(data_dir)) for named in NAMED_SETS.values()]
 
 
 def _describe_shapes(name: str) -> dict[str, Any]:
@@ -121,15 +127,15 @@ def _describe_shapes(name: str) -> dict[str, Any]:
     }
 
 
-def _describe_idx(name: str, folder: Path) -> dict[str, Any]:
-    found = find_idx(IDX_SETS[name], folder)
+def _describe_named(named: NamedSet, folder: Path) -> dict[str, Any]:
+    found = named.find(folder)
     return {
-        "name": name,
-        "classes": len(IDX_SETS[name].labels),
-        "input": [1, 28, 28],
-        **_IDX_SAMPLES,
+        "name": named.name,
+        "classes": named.classes,
+        "input": list(named.input),
+        **named.samples,
         "found": None if found is None else str(found),
-        "how": "ready" if found else f"deploykit data prepare {name}",
+        "how": "ready" if found else named.get,
     }
 
 
@@ -143,7 +149,7 @@ def prepare(
     """Downloads a named dataset unless it is there, checks it, and returns its folder.
 
     Args:
-        name: ``"mnist"`` or ``"fashion-mnist"``.
+        name: A key of ``DOWNLOADS``, such as ``"mnist"`` or ``"cifar10"``.
         data_dir: See ``load``.
         progress: Told the bytes of each file.
         mirrors: Addresses of folders that hold the files. When None: ``DEPLOYKIT_MIRROR``, an address below which the
@@ -157,10 +163,17 @@ def prepare(
     seeded = _SEEDED.fullmatch(name)
     if seeded and seeded[1] in ("shapes", *TASKS):
         raise DataError(f"{name} is generated, there is nothing to download; allowed: {', '.join(DOWNLOADS)}")
+    if name in NAMED_SETS and name not in DOWNLOADS:
+        raise DataError(
+            f"{name} has no download; {NAMED_SETS[name].get}, below {_data_dir(data_dir)}; allowed:"
+            f" {', '.join(DOWNLOADS)}"
+        )
     if name not in DOWNLOADS:
         raise UnknownNameError("dataset to download", name, DOWNLOADS)
-    idx_set, root = IDX_SETS[name], _data_dir(data_dir)
+    named, root = NAMED_SETS[name], _data_dir(data_dir)
+    found = named.find(root)
+    if found is not None and named.complete(found):
+        return found
     if mirrors is None and (address := os.environ.get("DEPLOYKIT_MIRROR")):
         mirrors = (f"{address.rstrip('/')}/{name}/",)
-    folder = find_idx(idx_set, root) or root / idx_set.folders[0]
-    return fetch(DOWNLOADS[name], folder, mirrors=mirrors, progress=progress)
+    return fetch(DOWNLOADS[name], named.place(root), mirrors=mirrors, progress=progress)

@@ -8,13 +8,12 @@ import os
 import re
 import textwrap
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from deploykit.data.paths import is_file
+from deploykit.data.remote import DOWNLOADS, DownloadSpec, RemoteFile
 from deploykit.errors import DataError, InputError
 from deploykit.files import atomic_path
 from deploykit.progress import Progress, silent
@@ -22,104 +21,6 @@ from deploykit.progress import Progress, silent
 __all__ = ["DOWNLOADS", "DownloadSpec", "RemoteFile", "fetch", "is_right"]
 
 _CHUNK_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file and how to know it.
-
-    Attributes:
-        name: Its name at the mirrors and on the disk, ending in ``.gz``.
-        md5: Of the published file. MD5 is what the publishers give; it guards against accidents, not against attacks.
-        content_md5: Of the decompressed content, so that copies compressed anew are right too.
-        size_bytes: Of the published file.
-    """
-
-    name: str
-    md5: str
-    content_md5: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class DownloadSpec:
-    """What belongs to a dataset, and the addresses (URLs of folders) that offer it."""
-
-    name: str
-    files: tuple[RemoteFile, ...]
-    mirrors: tuple[str, ...]
-
-
-DOWNLOADS: Mapping[str, DownloadSpec] = MappingProxyType(
-    {
-        "mnist": DownloadSpec(
-            "mnist",
-            (
-                RemoteFile(
-                    "train-images-idx3-ubyte.gz",
-                    "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                    "6bbc9ace898e44ae57da46a324031adb",
-                    9_912_422,
-                ),
-                RemoteFile(
-                    "train-labels-idx1-ubyte.gz",
-                    "d53e105ee54ea40749a09fcbcd1e9432",
-                    "a25bea736e30d166cdddb491f175f624",
-                    28_881,
-                ),
-                RemoteFile(
-                    "t10k-images-idx3-ubyte.gz",
-                    "9fb629c4189551a2d022fa330f9573f3",
-                    "2646ac647ad5339dbf082846283269ea",
-                    1_648_877,
-                ),
-                RemoteFile(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "ec29112dd5afa0611ce80d1b7f02629c",
-                    "27ae3e4e09519cfbb04c329615203637",
-                    4_542,
-                ),
-            ),
-            (
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            ),
-        ),
-        "fashion-mnist": DownloadSpec(
-            "fashion-mnist",
-            (
-                RemoteFile(
-                    "train-images-idx3-ubyte.gz",
-                    "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                    "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-                    26_421_880,
-                ),
-                RemoteFile(
-                    "train-labels-idx1-ubyte.gz",
-                    "25c81989df183df01b3e8a0aad5dffbe",
-                    "9018921c3c673c538a1fc5bad174d6f9",
-                    29_515,
-                ),
-                RemoteFile(
-                    "t10k-images-idx3-ubyte.gz",
-                    "bef4ecab320f06d8554ea6380940ec79",
-                    "8181f5470baa50b63fa0f6fddb340f0a",
-                    4_422_102,
-                ),
-                RemoteFile(
-                    "t10k-labels-idx1-ubyte.gz",
-                    "bb300cfdad3c16e7a12a480ee83cd310",
-                    "15d484375f8d13e6eb1aabb0c3f46965",
-                    5_148,
-                ),
-            ),
-            (
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-            ),
-        ),
-    }
-)
 
 
 def fetch(
@@ -173,13 +74,17 @@ def is_right(path: Path, file: RemoteFile) -> bool:
 
 
 def _there(file: RemoteFile, folder: Path) -> bool:
-    spellings = (file.name, file.name.replace("-idx", ".idx"))
-    paths = (folder / name for spelled in spellings for name in (spelled, spelled.removesuffix(".gz")))
-    return any(is_file(path) and is_right(path, file) for path in paths)
+    names = [file.name]
+    if file.content_md5 is not None:  # then other spellings, and the unpacked file, are right as well
+        names += [file.name.replace("-idx", ".idx")]
+        names += [name.removesuffix(".gz") for name in names]
+    return any(is_file(folder / name) and is_right(folder / name, file) for name in names)
 
 
 def _fault(path: Path, file: RemoteFile) -> str | None:
     """What is wrong with the file at ``path``, None when nothing is."""
+    if file.content_md5 is None:
+        return _fault_of_whole(path, file)
     try:
         content = path.read_bytes()
         if _md5(content) in (file.md5, file.content_md5):
@@ -189,6 +94,23 @@ def _fault(path: Path, file: RemoteFile) -> str | None:
     except (OSError, EOFError, zlib.error) as problem:
         return f"not a whole .gz file ({problem})"
     return f"wrong checksum (MD5 {_md5(content)} of {len(content)} bytes, expected {file.md5} of {file.size_bytes})"
+
+
+def _fault_of_whole(path: Path, file: RemoteFile) -> str | None:
+    """As ``_fault``, of a file that has to be the published one, read piece by piece."""
+    kind, expected = ("SHA-256", file.sha256) if file.sha256 else ("MD5", file.md5)
+    digest = hashlib.sha256() if file.sha256 else hashlib.md5(usedforsecurity=False)
+    size = 0
+    try:
+        with path.open("rb") as handle:
+            while chunk := handle.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as problem:
+        return f"cannot be read back ({problem.strerror or problem})"
+    if digest.hexdigest() == expected:
+        return None
+    return f"wrong checksum ({kind} {digest.hexdigest()} of {size} bytes, expected {expected} of {file.size_bytes})"
 
 
 def _md5(content: bytes) -> str:

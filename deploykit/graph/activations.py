@@ -12,9 +12,11 @@ from deploykit.liveness import Step, peak_live_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["peak_activation_bytes"]
+__all__ = ["VIEWS", "peak_activation_bytes"]
 
-_VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))
+VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))
+"""Operators whose output is their input in another shape; a runtime copies nothing."""
+
 _ELEMENTWISE = frozenset(
     {
         *(
@@ -56,15 +58,20 @@ _INT8_KERNELS = frozenset(
 _FOLDED_INTO_QUANTIZE = frozenset(("Relu", "Clip"))
 
 
-def peak_activation_bytes(shapes: Shapes, constants: Constants) -> int | None:
+def peak_activation_bytes(shapes: Shapes, constants: Constants, *, inputs: bool = True) -> int | None:
     """Peak of the main graph's live activations in bytes; None when a size is unknown.
+
+    Without ``inputs`` the graph's inputs count nothing: a runtime reads them where the caller has them.
 
     1. Tensors computed from constants alone are weights, not activations.
     2. Reshape and its like share their input's buffer.
     3. Where an operator with an 8-bit kernel stands between DequantizeLinear and QuantizeLinear, neither the
        dequantized inputs nor the float output exist; a Relu or Clip before QuantizeLinear goes with it.
     """
-    return _Walk(shapes, constants).peak()
+    walk = _Walk(shapes, constants)
+    if not inputs:
+        walk.sizes |= dict.fromkeys(walk.given, 0)
+    return walk.peak()
 
 
 class _Walk:
@@ -109,7 +116,7 @@ class _Walk:
 
     def _shares(self, node: onnx.NodeProto) -> bool:
         """Rules 2 and 3: the node's output lies where its input lies."""
-        if node.op_type in _VIEWS:
+        if node.op_type in VIEWS:
             return True
         if node.op_type == "DequantizeLinear":
             readers = self.readers[node.output[0]]

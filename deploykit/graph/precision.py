@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from deploykit.graph.products import PRODUCTS
@@ -14,15 +14,22 @@ from deploykit.graph.weights import Constants, collect, nodes_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["QUANTIZED_OPERATORS", "precision_of"]
+__all__ = ["QUANTIZED_OPERATORS", "precision_of", "weight_precision"]
 
 QUANTIZED_OPERATORS = frozenset(
     (
         "ConvInteger",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "GatherBlockQuantized",
+        "MatMulBnb4",
         "MatMulInteger",
+        "MatMulIntegerToFloat",
         "MatMulNBits",
+        "QAttention",
+        "QGemm",
         "QLinearConv",
         "QLinearMatMul",
         "QuantizeLinear",
@@ -59,21 +66,40 @@ def precision_of(model: onnx.ModelProto) -> str:
     return next((_name(kind) for kind in kinds if kind), "unknown")
 
 
+def weight_precision(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], constants: Constants) -> str | None:
+    """How a node's weights are stored: those it multiplies with, otherwise the first; None without weights.
+
+    Args:
+        node: Of the graph.
+        makers: The node that makes a tensor, by its name.
+        constants: Of the graph.
+    """
+    product = PRODUCTS.get(node.op_type)
+    if product is not None:
+        names = [node.input[product.weight]] if len(node.input) > product.weight else []
+    else:
+        names = [name for name in node.input if any(constant.parameters for constant in constants.held(name))]
+    names = [name for name in names if constants.is_constant(name)]
+    if not names:
+        return None
+    attributes = {item.name: item.i for item in node.attribute}
+    if node.op_type == "MatMulNBits":  # packed into bytes
+        return f"int{attributes.get('bits', 4)}"
+    if node.op_type == "MatMulBnb4":
+        return "nf4" if attributes.get("quant_type") else "fp4"
+    kind = _stored_type(names[0], makers, constants)
+    return _name(kind) if kind else None
+
+
 def _multiplied(graph: onnx.GraphProto, constants: Constants) -> Iterator[str]:
     makers = {name: node for node in nodes_of(graph) for name in node.output}
     for node in nodes_of(graph):
-        product = PRODUCTS.get(node.op_type)
-        weight = node.input[product.weight] if product and len(node.input) > product.weight else ""
-        if not constants.is_constant(weight):
-            continue
-        if node.op_type == "MatMulNBits":  # packed into bytes
-            bits = {item.name: item.i for item in node.attribute}.get("bits", 4)
-            yield f"int{bits}"
-        elif kind := _stored_type(weight, makers, constants):
-            yield _name(kind)
+        precision = weight_precision(node, makers, constants) if node.op_type in PRODUCTS else None
+        if precision is not None:
+            yield precision
 
 
-def _stored_type(name: str, makers: dict[str, onnx.NodeProto], constants: Constants) -> int:
+def _stored_type(name: str, makers: Mapping[str, onnx.NodeProto], constants: Constants) -> int:
     """The element type behind DequantizeLinear, Transpose and the like; 0 when it cannot be told."""
     import onnx
 

@@ -31,6 +31,9 @@ PRODUCTS: Mapping[str, Product] = {
     "FusedMatMul": Product(),
     "MatMulInteger": Product(),
     "QLinearMatMul": Product(weight=3),
+    "DynamicQuantizeMatMul": Product(bias=4),
+    "MatMulIntegerToFloat": Product(bias=6),
     "MatMulNBits": Product(bias=5),
+    "MatMulBnb4": Product(),
 }
 """By operator, those of ONNX Runtime's own domain included."""

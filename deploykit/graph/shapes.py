@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["Shapes", "bits_of", "infer", "light"]
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
+# What ONNX Runtime saves for one kind of CPU: the standard operators on channels in blocks, with the same shapes.
+_BLOCKED = "com.microsoft.nchwc"
 
 # Operators of ONNX Runtime's own domain for which ONNX knows no shapes: the standard operator and the inputs that give
 # the same shape (onnxruntime/docs/ContribOperators.md).
 _STAND_INS: Mapping[str, tuple[str, slice | tuple[int, ...]]] = {
     "QGemm": ("Gemm", (0, 3)),
     "FusedGemm": ("Gemm", (0, 1)),
+    "QLinearConv": ("QLinearConv", slice(None)),
+    "DynamicQuantizeMatMul": ("MatMul", (0, 1)),
     "FusedConv": ("Conv", (0, 1)),
     "QLinearAdd": ("Add", (0, 3)),
     "QLinearMul": ("Mul", (0, 3)),
@@ -125,6 +129,9 @@ def light(model: onnx.ModelProto) -> onnx.ModelProto:
         small = math.prod(tensor.dims) <= 64
         bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         graph.initializer.append(tensor if small else bare)
+    for sparse in model.graph.sparse_initializer:  # which runtimes expand when they load it
+        kind, name = sparse.values.data_type, sparse.values.name
+        graph.initializer.append(onnx.TensorProto(name=name, data_type=kind, dims=sparse.dims))
     return inliner.inline_local_functions(copy) if model.functions else copy
 
 
@@ -165,16 +172,58 @@ def _set_shape(value: onnx.ValueInfoProto, sizes: tuple[int, ...]) -> None:
 
 
 def _stand_in(graph: onnx.GraphProto) -> None:
+    _cast_integers(graph)
     for node in graph.node:
         if node.domain in _STANDARD_DOMAINS:
             continue
-        if node.op_type == "MatMulNBits":
+        if node.domain == _BLOCKED:
+            _unblock(node, graph)
+        elif node.op_type in ("MatMulNBits", "MatMulBnb4"):
             _unpack(node, graph)
-        elif node.op_type in _STAND_INS:
+        elif node.op_type in _STAND_INS and not _is_channels_last(node):
             op_type, picked = _STAND_INS[node.op_type]
             names = list(node.input)
             kept = names[picked] if isinstance(picked, slice) else [names[i] for i in picked if i < len(names)]
             _become(node, op_type, kept)
+
+
+def _unblock(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """The standard operator; on the way back from blocks the channels that filled the last one are cut off."""
+    import onnx
+
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "ReorderOutput":
+        ends = {"first": 0, "last": sizes.get("channels", 0), "axis": 1}
+        names = [f"{node.output[0]}.{name}" for name in ends]
+        for name, value in zip(names, ends.values(), strict=True):
+            graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value]))
+        _become(node, "Slice", (node.input[0], *names))
+    elif node.op_type == "ReorderInput":
+        _become(node, "Identity", node.input[:1])
+    else:
+        _become(node, node.op_type, node.input[:2])
+
+
+def _is_channels_last(node: onnx.NodeProto) -> bool:
+    return any(item.name == "channels_last" and item.i for item in node.attribute)
+
+
+def _cast_integers(graph: onnx.GraphProto) -> None:
+    """MatMulIntegerToFloat is a MatMul of what its integers are as floats."""
+    import onnx
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            casts = [f"{node.output[0]}.{side}" for side in ("a", "b")]
+            given = zip(node.input[:2], casts, strict=True)
+            nodes += [onnx.helper.make_node("Cast", [name], [cast], to=onnx.TensorProto.FLOAT) for name, cast in given]
+            _become(node, "MatMul", casts)
+        nodes.append(node)
+    if len(nodes) > len(graph.node):
+        copy = onnx.GraphProto(node=nodes)
+        del graph.node[:]
+        graph.node.extend(copy.node)
 
 
 def _become(node: onnx.NodeProto, op_type: str, inputs: Iterable[str]) -> None:
@@ -191,7 +240,7 @@ def _become(node: onnx.NodeProto, op_type: str, inputs: Iterable[str]) -> None:
 
 
 def _unpack(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
-    """MatMulNBits is a MatMul with K×N weights, which lie packed in its second input."""
+    """MatMulNBits and MatMulBnb4 are a MatMul with K×N weights, which lie packed in their second input."""
     import onnx
 
     sizes = {attribute.name: attribute.i for attribute in node.attribute}

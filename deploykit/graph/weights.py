@@ -38,6 +38,12 @@ _COMPANIONS = {
     "MatMulInteger": (2, 3),
     "QGemm": (1, 2, 4, 5, 7, 8),
     "MatMulNBits": (2, 3, 4),
+    "MatMulBnb4": (2,),
+    "DynamicQuantizeMatMul": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "QAttention": (3, 4, 6, 7),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11),
+    "GatherBlockQuantized": (2, 3),
 }
 # Inputs where integers are weights; elsewhere they are shapes and indices.
 _INTEGER_WEIGHTS = {
@@ -48,6 +54,13 @@ _INTEGER_WEIGHTS = {
     "MatMulInteger": (0, 1),
     "QGemm": (3, 6),
     "MatMulNBits": (1,),
+    "MatMulBnb4": (1,),
+    "DynamicQuantizeMatMul": (1,),
+    "MatMulIntegerToFloat": (0, 1),
+    "QAttention": (1,),
+    "DynamicQuantizeLSTM": (1, 2),
+    "GatherBlockQuantized": (0,),
+    "Gather": (0,),  # a quantized embedding; see _is_weight
 }
 # Operators that hand a weight on; the other operators compute with it.
 _CARRIERS = frozenset(
@@ -67,20 +80,21 @@ _CARRIERS = frozenset(
 
 @dataclass
 class Constant:
-    """An initializer or the value of a Constant node."""
+    """An initializer or the value of a Constant node; of a sparse one ``tensor`` has what is not zero."""
 
     name: str
     tensor: onnx.TensorProto
+    dims: tuple[int, ...]
     parameters: int = 0
     counted_bytes: int = 0
 
     @property
     def elements(self) -> int:
-        return math.prod(self.tensor.dims)
+        return math.prod(self.dims)
 
     @property
     def size_bytes(self) -> int:
-        return -(-self.elements * (bits_of(self.tensor.data_type) or 0) // 8)
+        return int(-(-math.prod(self.tensor.dims) * (bits_of(self.tensor.data_type) or 0) // 8))
 
     @property
     def is_float(self) -> bool:
@@ -103,8 +117,12 @@ class Constants:
 
     def weights_of(self, node: onnx.NodeProto) -> list[Constant]:
         """The constants that a node computes with, those behind DequantizeLinear, Transpose and the like included."""
-        found = [self.stored[name] for source in node.input for name in self.behind.get(source, ())]
+        found = [constant for source in node.input for constant in self.held(source)]
         return list({constant.name: constant for constant in found}.values())
+
+    def held(self, name: str) -> list[Constant]:
+        """The constants behind one tensor; none when it depends on the graph's inputs."""
+        return [self.stored[source] for source in self.behind.get(name, ())]
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -126,13 +144,17 @@ def collect(full: onnx.GraphProto, graph: onnx.GraphProto) -> Constants:
         graph: The same with functions inlined; its nodes are walked.
     """
     constants = Constants()
+    for sparse in full.sparse_initializer:
+        name = sparse.values.name
+        constants.stored[name] = Constant(name, sparse.values, tuple(sparse.dims))
     for tensor in (*_initializers(full), *_initializers(graph)):
-        constants.stored.setdefault(tensor.name, Constant(tensor.name, tensor))
+        constants.stored.setdefault(tensor.name, Constant(tensor.name, tensor, tuple(tensor.dims)))
     for node in nodes_of(graph):
         if node.op_type == "Constant":
+            constants.behind[node.output[0]] = ()  # a number, a text or a list of them
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    constants.stored[node.output[0]] = Constant(node.output[0], attribute.t)
+                    constants.stored[node.output[0]] = Constant(node.output[0], attribute.t, tuple(attribute.t.dims))
     constants.behind.update({name: (name,) for name in constants.stored})
     for node in nodes_of(graph):
         _follow(node, constants)
@@ -209,13 +231,19 @@ def _count(node: onnx.NodeProto, constants: Constants) -> None:
             continue
         if index in _COMPANIONS.get(node.op_type, ()):
             constant.counted_bytes = constant.size_bytes
-        elif constant.tensor.dims and (constant.is_float or index in _INTEGER_WEIGHTS.get(node.op_type, ())):
+        elif constant.dims and (constant.is_float or _is_weight(node, index, constant)):
             constant.parameters = _numbers(node, constant)
             constant.counted_bytes = constant.size_bytes
 
 
+def _is_weight(node: onnx.NodeProto, index: int, constant: Constant) -> bool:
+    """Whether integers are weights at this place; Gather also reads shapes and indices, which are wider."""
+    wide = (bits_of(constant.tensor.data_type) or 0) > 8
+    return index in _INTEGER_WEIGHTS.get(node.op_type, ()) and not (node.op_type == "Gather" and wide)
+
+
 def _numbers(node: onnx.NodeProto, constant: Constant) -> int:
-    if node.op_type != "MatMulNBits" or constant.is_float:
+    if node.op_type not in ("MatMulNBits", "MatMulBnb4") or constant.is_float:
         return constant.elements
     sizes = {attribute.name: attribute.i for attribute in node.attribute}
     return int(sizes.get("K", 0) * sizes.get("N", 0))  # packed, padded to whole blocks

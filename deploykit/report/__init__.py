@@ -17,7 +17,7 @@ from deploykit.report.reading import Collection, collect
 from deploykit.report.rows import Caveat, Row
 from deploykit.report.tables import csv_text, json_text, markdown_text, report_document
 
-__all__ = ["Caveat", "Collection", "Row", "collect", "report_document", "write_report"]
+__all__ = ["Caveat", "Collection", "Row", "check_report", "collect", "report_document", "write_report"]
 
 _ENDINGS = (".html", ".md", ".csv", ".json")
 
@@ -46,10 +46,8 @@ def write_report(
         MissingDependencyError: The report extra is not installed, and the ending is ``.html``.
     """
     target = Path(output)
+    check_report(target, overwrite=overwrite)
     ending = target.suffix.lower()
-    if ending not in _ENDINGS:
-        raise InputError(f"a report ends in {', '.join(_ENDINGS)}; received {target.name!r}")
-    check_writable(target, overwrite=overwrite)
     collection = collect(paths)
     if ending == ".html":
         text = html_text(collection, title)
@@ -58,3 +56,10 @@ def write_report(
     else:
         text = csv_text(collection) if ending == ".csv" else json_text(collection, title)
     return write_text(target, text, overwrite=overwrite)
+
+
+def check_report(output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raises what ``write_report`` would of ``output``, before anything is measured for it."""
+    if Path(output).suffix.lower() not in _ENDINGS:
+        raise InputError(f"a report ends in {', '.join(_ENDINGS)}; received {Path(output).name!r}")
+    check_writable(output, overwrite=overwrite)

@@ -47,6 +47,8 @@ COLUMNS = (
     Column(
         "agreement", "Agreement", percent_text, brief=True, hint="Share of pictures with the reference model's answer"
     ),
+    Column("forward_passes", "Passes", brief=True, hint="Forward passes for one picture: crops × models"),
+    Column("picture_ms", "A picture", millisecond_text, brief=True, hint="All its forward passes, decoding left out"),
     Column("provider", "Provider", numeric=False, brief=True),
     Column("threads", "Threads", brief=True),
     Column("batch", "Batch", brief=True),
@@ -69,11 +71,13 @@ COLUMNS = (
     Column("peak_activation_bytes", "Activations", byte_text, hint="Largest sum of live activations for one picture"),
 )
 _SETTING = ("dataset", "provider", "threads", "batch")
+_COST = ("forward_passes", "picture_ms")  # of accuracies; says nothing where all took one pass
 
 
 def present(rows: Sequence[Row], *, brief: bool = False) -> tuple[Column, ...]:
     """The columns that say something: a row has a value, and a setting's columns only where the rows differ."""
     alike = {key for key in _SETTING if len({getattr(row, key) for row in rows}) == 1}
+    alike.update(_COST if all(row.forward_passes in (None, 1) for row in rows) else ())
     return tuple(
         column
         for column in COLUMNS

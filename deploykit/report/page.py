@@ -13,9 +13,10 @@ from deploykit import __version__, charts
 from deploykit.chart_style import THEMES, network_colors, precision_shapes
 from deploykit.errors import MissingDependencyError
 from deploykit.figures import byte_text, count_text, millisecond_text, percent_text, plain_text
+from deploykit.report.claims import claims_tables
 from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.reading import Collection
-from deploykit.report.rows import Row, dataset_label
+from deploykit.report.rows import Row, protocol_label
 from deploykit.report.summary import headlines, label_of, sentences, setting_text
 from deploykit.results import Accuracy, Training
 
@@ -82,6 +83,7 @@ def html_text(collection: Collection, title: str) -> str:
         "setting": shared_setting(collection.rows),
         "any_notes": any(row.warnings for row in collection.rows),
         "trainings": [_training(item, drawings) for item in collection.trainings[:_MAX_CURVES]],
+        "claims": claims_tables(collection.claims),
         "galleries": _galleries(collection),
         "classes": _classes(collection),
         "environments": _environments(collection.environments),
@@ -255,7 +257,7 @@ def _gallery(accuracy: Accuracy, title: str) -> dict[str, Any]:
         for item in accuracy.examples[:_MAX_PICTURES]
     ]
     right = sum(1 for example in examples if example["right"])
-    return {"title": title, "dataset": dataset_label(accuracy), "examples": examples, "right": right}
+    return {"title": title, "dataset": protocol_label(accuracy), "examples": examples, "right": right}
 
 
 def _classes(collection: Collection) -> list[dict[str, Any]]:
@@ -266,7 +268,7 @@ def _classes(collection: Collection) -> list[dict[str, Any]]:
         if item.per_class:
             label = labels.get(item.model_sha256, item.model)
             providers = {other.provider for other in collection.accuracies if other.model_sha256 == item.model_sha256}
-            datasets[dataset_label(item)][label + (f", {item.provider}" if len(providers) > 1 else "")] = item
+            datasets[protocol_label(item)][label + (f", {item.provider}" if len(providers) > 1 else "")] = item
     return [_class_table(dataset, items) for dataset, items in sorted(datasets.items())]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from deploykit.errors import InputError
 from deploykit.report.rows import Environments, Row, join_records
-from deploykit.results import Accuracy, Bench, Profile, Quantization, Record, Training, read_record
+from deploykit.results import Accuracy, Bench, Claims, Profile, Quantization, Record, Training, read_record
 
 __all__ = ["Collection", "collect"]
 
-_KINDS = "|".join(cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization))
+_KINDS = "|".join(cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization, Claims))
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({_KINDS})/'.encode())
 
 
@@ -27,6 +27,7 @@ class Collection:
         rows: The joined figures, one row a model file and setting.
         trainings: How the networks were trained.
         accuracies: The accuracy records, with their classes and sample pictures.
+        claims: What papers say of the reference networks, beside what was measured.
         environments: The distinct environments; ``Row.environment`` points into them.
         machines: How many different machines these are.
         warnings: Files that were found but could not be read, one line each.
@@ -36,6 +37,7 @@ class Collection:
     rows: tuple[Row, ...]
     trainings: tuple[Training, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
+    claims: tuple[Claims, ...] = ()
     environments: tuple[Mapping[str, Any], ...] = ()
     machines: int = 1
     warnings: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ def _collection(records: Sequence[Record], warnings: Sequence[str]) -> Collectio
         rows=rows,
         trainings=tuple(record for record in records if isinstance(record, Training)),
         accuracies=tuple(record for record in records if isinstance(record, Accuracy)),
+        claims=tuple(record for record in records if isinstance(record, Claims)),
         environments=tuple(environments.found),
         machines=environments.machines,
         warnings=tuple(notes),

@@ -12,7 +12,7 @@ from typing import Any
 from deploykit.files import sha256_json
 from deploykit.results import Accuracy, Bench, Profile, Quantization, Record, Timing
 
-__all__ = ["Caveat", "Environments", "Row", "join_records"]
+__all__ = ["Caveat", "Environments", "Row", "dataset_label", "join_records", "protocol_label"]
 
 # Figures of two environments that differ in one of these do not compare; versions and free memory may differ.
 MACHINE_KEYS = ("machine", "cpu", "cpu_features", "available_cpus", "gpus")
@@ -37,6 +37,7 @@ class Row:
     Attributes:
         name: The file's name, with as much of its folder as tells it from others.
         network: The network, or the file's name where it is unknown.
+        forward_passes: For one picture, crops × models; ``picture_ms`` is their time, decoding left out.
         provider: Where the latency was measured; without one, where the accuracy was.
         latency_ms: Median of one call; ``latency_ci_low_ms`` and ``latency_ci_high_ms`` bound it (95 %).
         peak_bytes: Peak resident memory of a fresh process, less what it held before the model was loaded.
@@ -54,6 +55,10 @@ class Row:
     top1: float | None = None
     top5: float | None = None
     agreement: float | None = None
+    crops: int | None = None
+    models: int | None = None
+    forward_passes: int | None = None
+    picture_ms: float | None = None
     provider: str | None = None
     threads: int | None = None
     batch: int | None = None
@@ -228,11 +233,16 @@ def _described(row: Row, model: _Model) -> Row:
 
 
 def _rows_of(model: _Model, row: Row) -> list[Row]:
-    """One row a timing and dataset, and one for each accuracy on a provider that was not timed."""
-    if not model.accuracies:
-        return [_timed(row, timing, index) for timing, index in model.timings] or [row]
-    rows = []
-    for accuracies in _by_dataset(model.accuracies):
+    """One row a timing and dataset, and one for each accuracy on a provider that was not timed.
+
+    Accuracies that take several forward passes have rows of their own: a latency is that of one.
+    """
+    single = [pair for pair in model.accuracies if pair[0].forward_passes == 1]
+    several = _by_dataset([pair for pair in model.accuracies if pair[0].forward_passes > 1])
+    rows = [_scored(row, *pair, pair[0].provider) for accuracies in several for pair in accuracies]
+    if not single:
+        return [*(_timed(row, timing, index) for timing, index in model.timings), *rows] or [row]
+    for accuracies in _by_dataset(single):
         by_provider = {accuracy.provider: (accuracy, index) for accuracy, index in accuracies}
         rest = dict(by_provider)
         for timing, index in model.timings:
@@ -244,10 +254,11 @@ def _rows_of(model: _Model, row: Row) -> list[Row]:
 
 
 def _by_dataset(accuracies: Sequence[tuple[Accuracy, int]]) -> list[list[tuple[Accuracy, int]]]:
-    """The accuracies of each dataset; of several on one provider the one over the most pictures stands."""
-    groups: dict[tuple[str, str, str], dict[str, tuple[Accuracy, int]]] = defaultdict(dict)
+    """The accuracies of each dataset by crops; of several on one provider the one over the most pictures stands."""
+    groups: dict[tuple[str, str, str, int], dict[str, tuple[Accuracy, int]]] = defaultdict(dict)
     for accuracy, index in sorted(accuracies, key=lambda pair: (pair[0].samples, pair[0].agreement is not None)):
-        groups[accuracy.dataset, accuracy.split, accuracy.dataset_digest][accuracy.provider] = accuracy, index
+        key = accuracy.dataset, accuracy.split, accuracy.dataset_digest, accuracy.crops
+        groups[key][accuracy.provider] = accuracy, index
     return [list(group.values()) for group in groups.values()]
 
 
@@ -262,6 +273,10 @@ def _scored(row: Row, accuracy: Accuracy, index: int, provider: str) -> Row:
         top1=accuracy.top1,
         top5=accuracy.top5,
         agreement=accuracy.agreement,
+        crops=accuracy.crops,
+        models=accuracy.models,
+        forward_passes=accuracy.forward_passes,
+        picture_ms=accuracy.picture_ms,
         provider=provider,
         precision=_known(accuracy.precision, row),
         file_bytes=row.file_bytes if row.file_bytes is not None else accuracy.file_bytes,
@@ -278,6 +293,11 @@ def _known(precision: str, row: Row) -> str:
 def dataset_label(accuracy: Accuracy) -> str:
     """The dataset with its split, such as ``mnist test``."""
     return f"{accuracy.dataset} {accuracy.split}".strip()
+
+
+def protocol_label(accuracy: Accuracy) -> str:
+    """``dataset_label``, with the crops where there are several: ``mnist test, 10 crops``."""
+    return dataset_label(accuracy) + (f", {accuracy.crops} crops" if accuracy.crops > 1 else "")
 
 
 def _timed(row: Row, timing: Timing, index: int) -> Row:
@@ -310,5 +330,5 @@ def _timed(row: Row, timing: Timing, index: int) -> Row:
 
 def _order(row: Row) -> tuple[Any, ...]:
     rank = _PRECISION_ORDER.index(row.precision) if row.precision in _PRECISION_ORDER else len(_PRECISION_ORDER)
-    setting = (row.dataset or "", row.machine, row.provider or "", row.threads or 0, row.batch or 0)
+    setting = (row.dataset or "", row.machine, row.provider or "", row.threads or 0, row.batch or 0, row.crops or 0)
     return (row.network, rank, row.precision, row.name, *setting)

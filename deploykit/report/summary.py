@@ -26,7 +26,7 @@ class Headline:
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Each row with the one it is to be compared with: its parent, else its network's float32 file, same setting.
 
-    Where the setting (dataset, machine, provider, threads, batch) has no such row, there is no pair.
+    Where the setting (dataset, crops, models, machine, provider, threads, batch) has no such row, there is no pair.
     """
     settings: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -43,7 +43,7 @@ def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _setting(row: Row) -> tuple[object, ...]:
-    return (row.dataset, row.machine, row.provider, row.threads, row.batch)
+    return (row.dataset, row.crops, row.models, row.machine, row.provider, row.threads, row.batch)
 
 
 def sentences(rows: Sequence[Row], limit: int = 12) -> list[str]:
@@ -71,17 +71,19 @@ def _sentence(row: Row, base: Row, varied: bool) -> str | None:
 
 
 def label_of(row: Row) -> str:
-    """The network with its precision, or the file's name where the network is unknown."""
-    return row.name if row.network == row.name else f"{row.network} {row.precision}"
+    """The network with its precision, or the file's name where the network is unknown; an ensemble's files."""
+    return row.name if row.network == row.name or (row.models or 1) > 1 else f"{row.network} {row.precision}"
 
 
 def setting_text(row: Row) -> str:
-    """The provider, threads and batch: ``cpu, 1 thread``."""
+    """The provider, threads, batch and crops: ``cpu, 1 thread``."""
     parts = [row.provider or ""]
     if row.threads is not None:
         parts.append(f"{row.threads} thread{'' if row.threads == 1 else 's'}" if row.threads else "threads by default")
     if row.batch not in (None, 1):
         parts.append(f"batch {row.batch}")
+    if row.crops not in (None, 1):
+        parts.append(f"{row.crops} crops")
     return ", ".join(part for part in parts if part)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from deploykit import __version__
 from deploykit.files import dump_json
+from deploykit.report.claims import ClaimsTable, claims_tables
 from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import sentences
+from deploykit.results import Record
 
 __all__ = ["csv_text", "json_text", "markdown_text", "report_document"]
 
@@ -32,6 +34,8 @@ def markdown_text(collection: Collection, title: str) -> str:
         parts += ([f"All rows: {_cell(setting)}"] if setting else []) + [_table(collection.rows, notes)]
     if collection.trainings:
         parts.append(_trainings(collection))
+    for table in claims_tables(collection.claims):
+        parts += [f"### {_cell(table.title)}", _claims(table), *map(_cell, table.notes)]
     if notes:
         parts.append("\n".join(f"<sup>{number}</sup> {_cell(text)}  " for text, number in notes.items()))
     parts += [f"> **Warning** {_cell(warning)}" for warning in collection.warnings]
@@ -71,6 +75,13 @@ def _trainings(collection: Collection) -> str:
     return "\n".join(lines)
 
 
+def _claims(table: ClaimsTable) -> str:
+    lines = ["| " + " | ".join(_cell(title) for title, _ in table.columns) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for _, number in table.columns) + "|")
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
 def csv_text(collection: Collection) -> str:
     """One line a row, all fields, plain numbers in the record's units; warnings joined by ``; ``."""
     text = io.StringIO()
@@ -95,6 +106,7 @@ def report_document(collection: Collection, title: str) -> dict[str, Any]:
         "summary": sentences(collection.rows),
         "rows": [row.to_json() for row in collection.rows],
         "trainings": [_training(collection, index) for index in range(len(collection.trainings))],
+        "claims": [_body(item) for item in collection.claims],
         "environments": [dict(environment) for environment in collection.environments],
         "warnings": list(collection.warnings),
     }
@@ -106,7 +118,11 @@ def json_text(collection: Collection, title: str) -> str:
 
 
 def _training(collection: Collection, index: int) -> dict[str, Any]:
-    document = collection.trainings[index].to_document()
+    return _body(collection.trainings[index])
+
+
+def _body(record: Record) -> dict[str, Any]:
+    document = record.to_document()
     return {key: value for key, value in document.items() if key not in ("schema", "deploykit", "environment")}
 
 
