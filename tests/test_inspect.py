@@ -184,6 +184,7 @@ QUICK = (
     "lenet4",
     "lenet5",
     "lenet5-1998",
+    "lenet-caffe",
     "alexnet",
     "alexnet-owt",
     "zfnet",

@@ -105,6 +105,7 @@ def test_names_are_by_family_then_year():
         "lenet4",
         "lenet5-1998",
         "lenet5",
+        "lenet-caffe",
     ]
 
 
@@ -189,6 +190,27 @@ def test_lenet4_has_about_the_papers_counts():
     profile = profile_network("lenet4")  # LeCun et al. 1995: about 17,000 and about 260,000
     assert profile.parameters == pytest.approx(17_000, rel=0.005)
     assert profile.connections == pytest.approx(260_000, rel=0.01)
+
+
+def test_caffes_lenet_is_the_prototxt():
+    """Kernels, units and the only activation of ``examples/mnist/lenet.prototxt``, computed with plain functions."""
+    profile = profile_network("lenet-caffe")
+    rows = {layer.name: (layer.parameters, layer.macs) for layer in profile.layers if layer.parameters}
+    assert rows == {
+        "conv1": (20 * 25 + 20, 24 * 24 * 20 * 25),
+        "conv2": (50 * 20 * 25 + 50, 8 * 8 * 50 * 20 * 25),
+        "ip1": (800 * 500 + 500, 800 * 500),
+        "ip2": (500 * 10 + 10, 500 * 10),
+    }
+    assert profile.parameters == 431_080
+    module, pictures = lived_in(models.build("lenet-caffe")), torch.randn(3, 1, 28, 28)
+    held = module.state_dict()
+    maps = pictures
+    for name in ("conv1", "conv2"):
+        maps = nn.functional.conv2d(maps, held[f"{name}.weight"], held[f"{name}.bias"])
+        maps = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5))  # 2×2
+    units = (maps.flatten(1) @ held["ip1.weight"].T + held["ip1.bias"]).clamp(min=0)
+    torch.testing.assert_close(module(pictures), units @ held["ip2.weight"].T + held["ip2.bias"])
 
 
 def test_cifar_cnn_is_keras_example():

@@ -1,4 +1,4 @@
-"""The LeNets, from the first published one (1990) to LeNet-5 (1998) and what is called LeNet-5 today."""
+"""The LeNets, from the first published one (1990) to LeNet-5 (1998), what is called LeNet-5 today, and Caffe's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from deploykit.models.bitmaps import CODE_BITS, digit_codes
 
-__all__ = ["LeNet1", "LeNet4", "LeNet5", "LeNet5Of1998", "lenet1", "lenet4", "lenet5", "lenet5_1998"]
+__all__ = [
+    *("CaffeLeNet", "LeNet1", "LeNet4", "LeNet5", "LeNet5Of1998"),
+    *("lenet1", "lenet4", "lenet5", "lenet5_1998", "lenet_caffe"),
+]
 
 Table = Sequence[Sequence[int]]  # one row an output map: the input maps that it sees
 
@@ -260,6 +263,32 @@ class LeNet5(nn.Module):
         return logits
 
 
+class CaffeLeNet(nn.Module):
+    """Jia et al. 2014, Caffe, ``examples/mnist/lenet.prototxt``: the "LeNet-5" of the papers on compression.
+
+    520 + 25,050 + 400,500 + 5,010 = 431,080 parameters, the 431 K of Han et al. 2016, section 5.1; no activation follows the
+    convolutions.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 20, 5)
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.pool2 = nn.MaxPool2d(2)
+        self.ip1 = nn.Linear(50 * 4 * 4, 500)
+        self.ip2 = nn.Linear(500, num_classes)
+        _start(self, "relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×1×28×28 to N×classes."""
+        x = self.pool1(self.conv1(x))  # 20×12×12
+        x = self.pool2(self.conv2(x))  # 50×4×4
+        x = F.relu(self.ip1(x.flatten(1)))  # 500
+        logits: Tensor = self.ip2(x)  # classes
+        return logits
+
+
 def lenet1(num_classes: int, in_channels: int) -> nn.Module:
     """LeNet-1."""
     return LeNet1(num_classes, in_channels)
@@ -278,3 +307,8 @@ def lenet5_1998(num_classes: int, in_channels: int) -> nn.Module:
 def lenet5(num_classes: int, in_channels: int, activation: str = "relu", pooling: str = "max") -> nn.Module:
     """LeNet-5 as built today."""
     return LeNet5(num_classes, in_channels, activation, pooling)
+
+
+def lenet_caffe(num_classes: int, in_channels: int) -> nn.Module:
+    """Caffe's LeNet."""
+    return CaffeLeNet(num_classes, in_channels)

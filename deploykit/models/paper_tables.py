@@ -46,6 +46,15 @@ _LENET = tuple(
     for name in ("h1", "h2", "h3", "h4", "c1", "s2", "c3", "s4", "c5", "f6", "output")
 )
 
+# Jia et al. 2014, lenet.prototxt; fc1 and fc2 as Han et al. 2016, section 5.1, call them.
+_LENET_CAFFE = (
+    Row("conv1", "conv1", "convolution {kernel}"),
+    Row("conv2", "conv2", "convolution {kernel}"),
+    Row("pool[12]", "max pool", "{kernel}"),
+    Row("ip1", "fc1", "inner product"),
+    Row("ip2", "fc2", "inner product"),
+)
+
 # Szegedy et al. 2015, table 1: the 3×3 convolution and its 1×1 reduction are one row of depth 2.
 _GOOGLENET = (
     Row("conv1", "conv1", "convolution {kernel}"),
@@ -126,6 +135,7 @@ _MOBILENET_V3 = (
 TABLES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
     {
         "lenet": _LENET,
+        "lenet-caffe": _LENET_CAFFE,
         "googlenet": _GOOGLENET,
         "resnet": _RESNET,
         "densenet": _DENSENET,

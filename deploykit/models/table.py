@@ -23,6 +23,8 @@ def _lenet(
     summary: str,
     source: str,
     options: Mapping[str, tuple[str, ...]] | None = None,
+    head: tuple[str, ...] = ("output",),
+    classifier: tuple[str, ...] = ("c5", "f6", "output"),
 ) -> NetworkSpec:
     return NetworkSpec(
         name=name,
@@ -37,8 +39,8 @@ def _lenet(
         source=source,
         options=options or {},
         content_size=28 if size == 32 else None,  # LeCun et al. 1998: digits of 20×20, centred by mass in 28×28
-        head=("output",),
-        classifier=("c5", "f6", "output"),
+        head=head,
+        classifier=classifier,
     )
 
 
@@ -159,6 +161,13 @@ _LENET = (
         *("lenet5", 1998, 32, 61_706, 416_520, "lenet5", "LeNet-5 as it is built today"),
         source="after LeCun et al. 1998, figure 2",
         options={"activation": ("relu", "tanh"), "pooling": ("max", "average")},
+    ),
+    _lenet(
+        *("lenet-caffe", 2014, 28, 431_080, 2_293_000, "lenet_caffe"),
+        summary="20 and 50 maps, 500 units: what compression papers call LeNet-5",
+        source="Jia et al. 2014, Caffe's lenet.prototxt; Han et al. 2016, section 5.1",
+        head=("ip2",),
+        classifier=("ip1", "ip2"),
     ),
 )
 
