@@ -174,10 +174,10 @@ def _record(
         recipe=str(child.recipe),
         calibration=samples.name,
         calibration_digest=samples.digest,
-        calibration_samples=len(samples.inputs),
+        calibration_samples=len(samples),
         file_bytes=child.file_bytes,
         parent_bytes=stored_bytes(parent.path),
-        compared_samples=len(samples.inputs),
+        compared_samples=len(samples),
         seconds=round(time.perf_counter() - start, 3),
         warnings=samples.warnings,
         **figures,
@@ -205,7 +205,7 @@ class _Reader:
 
     @staticmethod
     def _read(name: str, samples: Calibration, size: int, progress: Progress) -> Iterator[dict[str, NDArray[Any]]]:
-        done, total = 0, len(samples.inputs)
+        done, total = 0, len(samples)
         for batch in samples.batches(size):
             done += len(batch)
             progress("calibrate", done, total)
@@ -230,7 +230,7 @@ def _quantize(
 
     CalibrationDataReader.register(_Reader)  # an abstract base class that our reader need not inherit at import
     shape = parent.inputs[0].shape
-    size = shape[0] if shape and isinstance(shape[0], int) else min(options.batch_size, len(samples.inputs))
+    size = shape[0] if shape and isinstance(shape[0], int) else min(options.batch_size, len(samples))
     with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet(), _one_line(parent.path):
         prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
         # Given as a path: a model in memory would have its weights moved into a file that is gone afterwards.
