@@ -1,0 +1,106 @@
+"""The rewrites of a graph, in the order in which they are tried, until none finds anything more to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from deploykit.errors import UnknownNameError
+from deploykit.graph.batch_norm_to_depthwise import batch_norm_to_depthwise
+from deploykit.graph.drop_identity import drop_identity
+from deploykit.graph.fold_batch_norm import fold_batch_norm
+from deploykit.graph.global_pool import global_pool
+from deploykit.graph.inferred import forget_shapes, infer_values
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+__all__ = ["REWRITES", "Rewrite", "rewrite_model"]
+
+_MOST_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewrite.
+
+    Attributes:
+        name: What ``without`` and ``only`` call it.
+        rule: What it does, in a sentence.
+        function: Changes an ``onnx_ir.Model`` and returns how many places; computes the same afterwards.
+        default: Whether it is done when nothing is asked for by name.
+    """
+
+    name: str
+    rule: str
+    function: Callable[[onnx_ir.Model], int]
+    default: bool = True
+
+
+_TABLE = (
+    Rewrite("drop_identity", "takes out Identity, idle Dropout and Cast to the type at hand", drop_identity),
+    Rewrite("fold_batch_norm", "folds BatchNormalization into the layer beside it", fold_batch_norm),
+    Rewrite(
+        "batch_norm_to_depthwise",
+        "turns the BatchNormalization of pictures that is left into a 1×1 depthwise convolution",
+        batch_norm_to_depthwise,
+    ),
+    Rewrite("global_pool", "turns ReduceMean over all positions into GlobalAveragePool", global_pool),
+)
+REWRITES: Mapping[str, Rewrite] = MappingProxyType({rewrite.name: rewrite for rewrite in _TABLE})
+"""The rewrites by name, in order."""
+
+
+def rewrite_model(
+    model: onnx.ModelProto, *, without: Collection[str] = (), only: Collection[str] | None = None
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """A copy of a model that computes the same with fewer or better operators.
+
+    Args:
+        model: Left as it is. Weights in files beside it must have been loaded.
+        without: Names of ``REWRITES`` that are left out.
+        only: Names that are done, those not on by default included; by default all that are.
+
+    Returns:
+        The copy, with the names, types and shapes of its inputs and outputs and its metadata as they were; and the
+        number of places that each rewrite changed.
+
+    Raises:
+        UnknownNameError: A name that is not in ``REWRITES``.
+    """
+    import onnx_ir as ir
+
+    chosen = _chosen(without, only)
+    graph = ir.from_proto(model)  # tensors are views of the model's; whoever changes one stores a new one
+    counts = dict.fromkeys((rewrite.name for rewrite in chosen), 0)
+    for _ in range(_MOST_ROUNDS):
+        infer_values(graph)
+        changed = {rewrite.name: rewrite.function(graph) for rewrite in chosen}
+        _drop_unread(graph)
+        if not any(changed.values()):
+            break
+        counts = {name: count + changed[name] for name, count in counts.items()}
+    forget_shapes(graph)
+    return ir.to_proto(graph), counts
+
+
+def _chosen(without: Collection[str], only: Collection[str] | None) -> list[Rewrite]:
+    for name in (*without, *(only or ())):
+        if name not in REWRITES:
+            raise UnknownNameError("rewrite", name, REWRITES)
+    wanted = [rewrite.name for rewrite in _TABLE if rewrite.default] if only is None else only
+    return [rewrite for rewrite in _TABLE if rewrite.name in wanted and rewrite.name not in without]
+
+
+def _drop_unread(model: onnx_ir.Model) -> None:
+    """Takes out nodes and stored tensors that nothing reads any more."""
+    for node in reversed(list(model.graph)):
+        if node.outputs and not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    stored = model.graph.initializers
+    for name, value in list(stored.items()):
+        if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+            del stored[name]
