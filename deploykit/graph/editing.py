@@ -16,15 +16,18 @@ __all__ = [
     "axes_of",
     "bypass",
     "constant",
+    "flag_of",
     "float_arrays",
     "nodes_of_model",
     "only_reader",
     "operator",
     "opset_of",
     "rank_of",
+    "remove",
     "replace_node",
     "same_kind",
     "set_weight",
+    "store",
 ]
 
 _FLOATS = (np.float16, np.float32, np.float64)
@@ -73,6 +76,11 @@ def axes_of(node: onnx_ir.Node) -> tuple[int, ...] | None:
     return None if array is None else tuple(int(axis) for axis in array.reshape(-1))
 
 
+def flag_of(node: onnx_ir.Node, name: str) -> bool:
+    """An attribute that is 0, which it also is where it is left out, or 1."""
+    return bool(node.attributes.get_int(name, 0))
+
+
 def rank_of(value: onnx_ir.Value | None) -> int | None:
     """Number of axes, None where the file does not say and it cannot be inferred."""
     return None if value is None or value.shape is None else len(value.shape)
@@ -93,13 +101,18 @@ def same_kind(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any] | None:
 
 def constant(model: onnx_ir.Model, array: NDArray[Any], near: str) -> onnx_ir.Value:
     """A new stored tensor; its name begins with ``near`` and is no other value's."""
-    import onnx_ir as ir
-
     name, number = near, 1
     taken = _names(model)
     while name in taken:
         name, number = f"{near}.{number}", number + 1
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    return store(model, array, name)
+
+
+def store(model: onnx_ir.Model, array: NDArray[Any], name: str) -> onnx_ir.Value:
+    """A new stored tensor with a name that is free, or will be as soon as the node is gone whose output has it."""
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
@@ -117,7 +130,7 @@ def set_weight(model: onnx_ir.Model, node: onnx_ir.Node, index: int, array: NDAr
 
     old = node.inputs[index] if index < len(node.inputs) else None
     if old is not None and old.is_initializer() and only_reader(old) is node and not old.is_graph_input():
-        old.const_value = ir.tensor(np.ascontiguousarray(array), name=old.name)
+        old.const_value = ir.tensor(np.asarray(array, order="C"), name=old.name)
         old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
         return
     if index >= len(node.inputs):
@@ -150,7 +163,27 @@ def replace_node(old: onnx_ir.Node, *new: onnx_ir.Node) -> None:
     after.name, after.type, after.shape = before.name, before.type, before.shape
     graph.insert_before(old, new)
     before.replace_all_uses_with(after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
+    remove(old)
+
+
+def remove(node: onnx_ir.Node) -> None:
+    """Takes a node that nobody reads out of its graph; what its own graphs read is read by them no more."""
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            for inner in graph.all_nodes():
+                inner.resize_inputs(0)
+            for holder in (graph, *graph.subgraphs()):
+                holder.outputs.clear()
+    if node.graph is not None:
+        node.graph.remove(node, safe=True)
+
+
+def _graphs(attribute: onnx_ir.Attr) -> Sequence[onnx_ir.Graph]:
+    import onnx_ir as ir
+
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def bypass(node: onnx_ir.Node) -> bool:

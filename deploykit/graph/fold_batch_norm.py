@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.graph.editing import array_of, bypass, float_arrays, nodes_of_model, only_reader, same_kind, set_weight
+from deploykit.graph.editing import (
+    array_of,
+    bypass,
+    flag_of,
+    float_arrays,
+    nodes_of_model,
+    only_reader,
+    same_kind,
+    set_weight,
+)
 from deploykit.graph.norm_parameters import factor_and_summand
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ def _scaled(node: onnx_ir.Node, weight: Numbers, factor: Numbers) -> Numbers | N
     if node.op_type == "Conv":  # (out, in/groups, …)
         fits, shape = weight.shape[0] == len(factor), (-1, *[1] * (weight.ndim - 1))
     elif node.op_type == "Gemm":  # (in, out), or (out, in)
-        turned = bool(node.attributes.get_int("transB", 0))
+        turned = flag_of(node, "transB")
         fits, shape = weight.shape[0 if turned else 1] == len(factor), (-1, 1) if turned else (1, -1)
     else:  # (in, out/groups, …): the factors of a group stand at its input channels
         fits = weight.shape[1] * groups == len(factor) and weight.shape[0] % groups == 0

@@ -10,13 +10,27 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["forget_shapes", "infer_values"]
+__all__ = ["forget_shapes", "infer_values", "inferred"]
 
 _SMALL_BYTES = 1024  # a tensor up to this size may be a shape, and its numbers count
 
 
 def infer_values(model: onnx_ir.Model) -> None:
-    """Sets type and shape of the inner values, as far as ONNX can tell them; dynamic axes keep their names."""
+    """Sets type and shape of the inner values, as far as ONNX can tell them; dynamic axes keep their names.
+
+    What was said of them before is dropped: a file's word may be of another batch than its input's, and an axis that
+    was once unknown would stay so.
+    """
+    forget_shapes(model)
+    known = {info.name: info for info in inferred(model).value_info}
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output() and value.name in known:
+                _set(value, known[value.name])
+
+
+def inferred(model: onnx_ir.Model) -> onnx.GraphProto:
+    """The graph without the numbers of larger tensors, and with what ONNX can tell of its values."""
     import onnx
     import onnx_ir as ir
 
@@ -25,11 +39,7 @@ def infer_values(model: onnx_ir.Model) -> None:
     # Not strict: what cannot be told stays unknown, and a wrong promise of the file is the runtime's to refuse.
     with contextlib.suppress(onnx.shape_inference.InferenceError):
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    known = {info.name: info for info in proto.graph.value_info}
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output() and value.name in known:
-                _set(value, known[value.name])
+    return proto.graph
 
 
 def forget_shapes(model: onnx_ir.Model) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.graph.editing import float_arrays
+from deploykit.graph.editing import flag_of, float_arrays
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -22,7 +22,7 @@ def factor_and_summand(norm: onnx_ir.Node) -> tuple[NDArray[np.float64], NDArray
 
     Ioffe and Szegedy 2015, algorithm 2, step 11. None where the node trains, or its numbers are not stored.
     """
-    if norm.attributes.get_int("training_mode", 0) or not norm.attributes.get_int("spatial", 1):
+    if flag_of(norm, "training_mode") or not norm.attributes.get_int("spatial", 1):
         return None
     if any(value.uses() or value.is_graph_output() for value in norm.outputs[1:]):
         return None  # running statistics, which only training has

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 from deploykit.errors import UnknownNameError
 from deploykit.graph.batch_norm_to_depthwise import batch_norm_to_depthwise
 from deploykit.graph.drop_identity import drop_identity
+from deploykit.graph.dynamic_batch import dynamic_batch
+from deploykit.graph.editing import remove
 from deploykit.graph.fold_batch_norm import fold_batch_norm
+from deploykit.graph.fold_constants import fold_constants
+from deploykit.graph.free_batch import free_batch
+from deploykit.graph.gemm_to_matmul import gemm_to_matmul
 from deploykit.graph.global_pool import global_pool
 from deploykit.graph.inferred import forget_shapes, infer_values
+from deploykit.graph.lrn_chain import lrn_chain
+from deploykit.graph.matmul_to_gemm import matmul_to_gemm
 
 if TYPE_CHECKING:
     import onnx
@@ -41,6 +48,7 @@ class Rewrite:
 
 
 _TABLE = (
+    Rewrite("fold_constants", "computes once what depends on constants alone", fold_constants),
     Rewrite("drop_identity", "takes out Identity, idle Dropout and Cast to the type at hand", drop_identity),
     Rewrite("fold_batch_norm", "folds BatchNormalization into the layer beside it", fold_batch_norm),
     Rewrite(
@@ -49,6 +57,11 @@ _TABLE = (
         batch_norm_to_depthwise,
     ),
     Rewrite("global_pool", "turns ReduceMean over all positions into GlobalAveragePool", global_pool),
+    Rewrite("lrn_chain", "turns PyTorch's chain for local response normalisation into LRN", lrn_chain),
+    Rewrite("dynamic_batch", "keeps the batch free where a Reshape fixes it to the traced one", dynamic_batch),
+    Rewrite("free_batch", "frees the batch that the file fixes", free_batch, default=False),
+    Rewrite("gemm_to_matmul", "turns Gemm into MatMul and Add", gemm_to_matmul, default=False),
+    Rewrite("matmul_to_gemm", "turns MatMul and Add into Gemm", matmul_to_gemm, default=False),
 )
 REWRITES: Mapping[str, Rewrite] = MappingProxyType({rewrite.name: rewrite for rewrite in _TABLE})
 """The rewrites by name, in order."""
@@ -99,7 +112,7 @@ def _drop_unread(model: onnx_ir.Model) -> None:
     """Takes out nodes and stored tensors that nothing reads any more."""
     for node in reversed(list(model.graph)):
         if node.outputs and not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            model.graph.remove(node, safe=True)
+            remove(node)
     stored = model.graph.initializers
     for name, value in list(stored.items()):
         if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
