@@ -21,6 +21,7 @@ _LAZY = {
     "evaluate_onnx": "deploykit.evaluate",
     "evaluate_ensemble": "deploykit.evaluate",
     "bench_onnx": "deploykit.bench",
+    "verify_onnx": "deploykit.verify",
     "visualize_network": "deploykit.visualize",
     "write_report": "deploykit.report",
     "run_pipeline": "deploykit.pipeline",

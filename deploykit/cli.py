@@ -14,7 +14,17 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from deploykit import __version__
-from deploykit.commands import chain, conversion, datasets, machine, measuring, networks, pictures, training
+from deploykit.commands import (
+    chain,
+    conversion,
+    datasets,
+    machine,
+    measuring,
+    networks,
+    pictures,
+    training,
+    verification,
+)
 from deploykit.errors import DeploykitError
 from deploykit.terminal import note, prepared_streams, print_line
 
@@ -42,6 +52,7 @@ for command in (
     measuring.evaluate,
     measuring.bench,
     measuring.report,
+    verification.verify,
     pictures.visualize,
     machine.doctor,
     chain.run,

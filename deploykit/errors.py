@@ -11,6 +11,7 @@
     │   └── OutputError                 the place to write to exists, is read-only or is full
     ├── MissingDependencyError          an extra that is not installed
     ├── ProviderError                   an execution provider that is absent or took no node
+    ├── EmulatorError                   an emulator, or what runs in it, that is missing
     ├── AnswerIsNoError                 exit code 1: asked, measured, and the answer is no
     │   └── ParityError                 the exported model does not compute what the module computes
     └── NotComparableError              exit code 3: no honest answer
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeploykitError",
+    "EmulatorError",
     "InputError",
     "MissingDependencyError",
     "ModelFileError",
@@ -101,6 +103,10 @@ class MissingDependencyError(DeploykitError):
 
 class ProviderError(DeploykitError):
     """An execution provider that is absent, cannot start, or took no node."""
+
+
+class EmulatorError(DeploykitError):
+    """An emulator, or what runs in it, is missing here or cannot be had."""
 
 
 class AnswerIsNoError(DeploykitError):

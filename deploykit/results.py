@@ -16,16 +16,19 @@ from deploykit.errors import InputError
 from deploykit.files import read_json
 from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, StageProfile
 from deploykit.record import Record
+from deploykit.verifications import CpuRun, Flip, Verification
 
 __all__ = [
     "Accuracy",
     "Bench",
     "Claims",
     "Comparison",
+    "CpuRun",
     "Difference",
     "EnsembleMember",
     "Example",
     "FileCost",
+    "Flip",
     "Latency",
     "LayerProfile",
     "Memory",
@@ -37,6 +40,7 @@ __all__ = [
     "Statement",
     "Timing",
     "Training",
+    "Verification",
     "read_record",
 ]
 
@@ -273,7 +277,7 @@ class Claims(Record):
 
 
 _KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims)
+    cls.kind: cls for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims, Verification)
 }
 
 

@@ -65,6 +65,7 @@ COLUMNS = (
     Column(
         "download_bytes", "Download", byte_text, brief=True, hint="The file after deflate, as a store or HTTP sends it"
     ),
+    Column("same_on", "Same answers on", numeric=False, hint="CPUs, emulated, and the session without optimisations"),
     Column("parameters", "Parameters", count_text, brief=True),
     Column("macs", "MACs", count_text, hint="Multiply-accumulates for one picture"),
     Column("weight_bytes", "Weights", byte_text),

@@ -11,11 +11,21 @@ from typing import Any
 
 from deploykit.errors import InputError
 from deploykit.report.rows import Environments, Row, join_records
-from deploykit.results import Accuracy, Bench, Claims, Profile, Quantization, Record, Training, read_record
+from deploykit.results import (
+    Accuracy,
+    Bench,
+    Claims,
+    Profile,
+    Quantization,
+    Record,
+    Training,
+    Verification,
+    read_record,
+)
 
 __all__ = ["Collection", "collect"]
 
-_KINDS = "|".join(cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization, Claims))
+_KINDS = "|".join(cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification))
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({_KINDS})/'.encode())
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploykit.files import sha256_json
-from deploykit.results import Accuracy, Bench, Profile, Quantization, Record, Timing
+from deploykit.report.verified import told_by
+from deploykit.results import Accuracy, Bench, Profile, Quantization, Record, Timing, Verification
 
 __all__ = ["Caveat", "Environments", "Row", "dataset_label", "join_records", "protocol_label"]
 
@@ -42,6 +43,7 @@ class Row:
         latency_ms: Median of one call; ``latency_ci_low_ms`` and ``latency_ci_high_ms`` bound it (95 %).
         peak_bytes: Peak resident memory of a fresh process, less what it held before the model was loaded.
         stable: False when the timing was too noisy to trust.
+        same_on: Where the predictions were found to be the same, such as ``haswell, arm64``.
         environment: Index into the collection's environments, of the timing or else of the first record.
         machine: Index of the machine; rows of different machines do not compare in time and memory.
     """
@@ -79,6 +81,7 @@ class Row:
     weight_bytes: int | None = None
     peak_activation_bytes: int | None = None
     stable: bool | None = None
+    same_on: str | None = None
     warnings: tuple[Caveat, ...] = ()
     environment: int = 0
     machine: int = 0
@@ -132,11 +135,13 @@ class _Model:
     quantization: tuple[Quantization, int] | None = None
     accuracies: list[tuple[Accuracy, int]] = field(default_factory=list)
     timings: list[tuple[Timing, int]] = field(default_factory=list)
+    verifications: list[tuple[Verification, int]] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
         """What the records call the file, most telling first."""
         named = [timing.model for timing, _ in self.timings] + [accuracy.model for accuracy, _ in self.accuracies]
+        named += [verification.model for verification, _ in self.verifications]
         named += [self.quantization[0].model] if self.quantization else []
         return [*named, *([self.profile[0].name] if self.profile else [])]
 
@@ -149,7 +154,8 @@ class _Model:
 
     def network(self) -> str | None:
         """The network's name, as far as this file's own records say it."""
-        measured: list[Timing | Accuracy] = [*(t for t, _ in self.timings), *(a for a, _ in self.accuracies)]
+        measured: list[Timing | Accuracy | Verification] = [*(t for t, _ in self.timings)]
+        measured += [a for a, _ in self.accuracies] + [v for v, _ in self.verifications]
         named = [record.network for record in measured if record.network]
         metadata = self.profile[0].metadata if self.profile else {}
         written = metadata.get("deploykit.network") or metadata.get("network")
@@ -184,6 +190,8 @@ def _by_model(records: Iterable[Record], environments: Environments) -> dict[str
             models[record.model_sha256].quantization = record, index
         elif isinstance(record, Accuracy):
             models[record.model_sha256].accuracies.append((record, index))
+        elif isinstance(record, Verification):
+            models[record.model_sha256].verifications.append((record, index))
         elif isinstance(record, Bench):
             for timing in record.results:
                 models[timing.model_sha256].timings.append((timing, index))
@@ -211,6 +219,11 @@ def _network(key: str, models: Mapping[str, _Model]) -> str | None:
 def _described(row: Row, model: _Model) -> Row:
     """The row with what holds in every setting: sizes, counts, the recipe."""
     caveats: list[Caveat] = []
+    if model.verifications:
+        record, index = model.verifications[-1]
+        same_on, doubts = told_by([verification for verification, _ in model.verifications])
+        row = replace(row, same_on=same_on, precision=record.precision, environment=index)
+        caveats += [Caveat("model", text) for text in doubts]
     if model.quantization:
         made, index = model.quantization
         row = replace(row, recipe=made.recipe, file_bytes=made.file_bytes, precision=made.recipe, environment=index)
