@@ -251,8 +251,8 @@ def _short(path: Path) -> str:
     )
 
 
-def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Parses and checks an ONNX file, external data included.
+def load_model(path: str | os.PathLike[str], *, external_data: bool = True) -> onnx.ModelProto:
+    """Parses and checks an ONNX file, with its external data or with what it says of them.
 
     Raises:
         ModelFileError: The file is missing, is not ONNX, is cut short, or has no nodes or outputs.
@@ -263,7 +263,11 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     source = Path(path)
     check_is_file(source)
     try:
-        model = onnx.load(str(source), format="protobuf")  # otherwise the file's ending chooses the parser
+        model = onnx.load(
+            str(source),
+            format="protobuf",  # otherwise the file's ending chooses the parser
+            load_external_data=external_data,
+        )
     except FileNotFoundError as problem:
         raise ModelFileError(f"no such model file: {problem.filename or source}") from problem
     except (DecodeError, ValueError, onnx.checker.ValidationError) as problem:

@@ -1,18 +1,26 @@
-"""Runs a float model over calibration samples and keeps statistics of its tensors, never the tensors."""
+"""Runs a float model over calibration samples and keeps statistics of its tensors, never the tensors.
+
+The runtime gives the tensors of one small batch as outputs, in its own memory. Threads look at them there, each at
+another tensor, and they are gone before the next batch. Extremes are found in numpy, which lets NaN through: ONNX
+Runtime's ReduceMin and ReduceMax pass over NaN, and are no faster (``benchmarks/calibration.py``).
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.artifact import load_model
 from deploykit.errors import DataError, InputError
-from deploykit.graph.shapes import infer
+from deploykit.graph.more_outputs import addition, check_tensors, float_tensors, with_addition
+from deploykit.graph.shapes import Shapes, infer
 from deploykit.histogram import Histogram
 from deploykit.progress import Progress, silent
 from deploykit.ranges import ChannelSums, Statistics
@@ -22,6 +30,9 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Samples", "collect_statistics"]
+
+_BATCH_BYTES = 160 * 2**20  # of the tensors that leave the runtime at once
+_FLOATS = ("float16", "float32", "float64")
 
 
 class Samples(Protocol):
@@ -41,22 +52,23 @@ def collect_statistics(
     *,
     histogram: bool,
     channel_means: Sequence[str] = (),
-    batch_size: int = 4,
+    batch_size: int = 32,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Statistics:
     """Least and greatest value of each tensor over all samples; histograms and means of channels where asked for.
 
-    Memory does not depend on the number of samples.
+    Every value of every sample counts, once; memory does not depend on the number of samples. Where the model fixes
+    its batch, copies of the last sample fill the last one up, and are cut off again along the first axis.
 
     Args:
         model: A float model with one input: its file, or the message with its weights in it.
-        tensors: Names of inputs and of outputs of nodes; None for all in float32.
+        tensors: Names of inputs and of outputs of nodes; None for all in float32 that depend on the input.
         samples: What is fed.
         histogram: Whether to count values, which every method but ``minmax`` needs.
         channel_means: Tensors (N, C, …) whose channels' means are wanted, over samples and space.
-        batch_size: Samples at a time, unless the model fixes it.
-        threads: Of the runtime; None takes what the machine allows.
+        batch_size: Samples at a time at most; fewer where their tensors are large. A model may fix it.
+        threads: Of the runtime, and of the counting; None takes what the machine allows.
         progress: Called after each batch.
 
     Raises:
@@ -64,88 +76,120 @@ def collect_statistics(
         DataError: NaN or infinite values, naming the tensor; no samples.
         ModelFileError: The model cannot be run.
     """
-    graph = model if not isinstance(model, (str, os.PathLike)) else _bare(Path(model))
-    wanted = _float_tensors(graph) if tensors is None else tuple(dict.fromkeys(tensors))
-    collector = _Collector(wanted, tuple(dict.fromkeys(channel_means)), histogram)
-    names = tuple(dict.fromkeys([*wanted, *collector.channel_means]))
-    session = create_session(_tapped(model, graph, names), threads=threads, record_placement=False)
-    size, done = session.fixed_batch or batch_size, 0
-    for batch in samples.batches(size):
-        collector.add(_values(session, filled(batch, size) if session.fixed_batch else batch, names), len(batch))
-        done += len(batch)
-        progress("calibrate", done, len(samples))
+    watched = _Watched.of(model, tensors, channel_means)
+    session = watched.session(threads)
+    seen = _Seen(watched, histogram)
+    size, done = session.fixed_batch or watched.batch_size(batch_size), 0
+    with ThreadPoolExecutor(session.threads) as pool:
+        for batch in samples.batches(size):
+            seen.add(watched.values(session, batch), len(batch), pool)
+            done += len(batch)
+            progress("calibrate", done, len(samples))
     if not done:
         raise DataError("no calibration samples; best are 128 or more")
-    return collector.statistics(done)
+    return Statistics(done, seen.extremes, seen.histograms, seen.channels)
 
 
-class _Collector:
-    """What has been seen so far."""
+@dataclass(frozen=True)
+class _Watched:
+    """A model, and the tensors that are looked at; ``means`` has the output that stands for a tensor's means."""
 
-    def __init__(self, tensors: tuple[str, ...], channel_means: tuple[str, ...], histogram: bool) -> None:
-        self.tensors, self.channel_means = tensors, channel_means
-        self.extremes = dict.fromkeys(tensors, (math.inf, -math.inf))
-        self.histograms = {name: Histogram() for name in tensors} if histogram else {}
-        self.channels: dict[str, ChannelSums] = {}
+    model: Any
+    shapes: Shapes
+    weights_beside: bool
+    tensors: tuple[str, ...]
+    means: Mapping[str, str]
 
-    def add(self, values: dict[str, NDArray[Any]], rows: int) -> None:
-        for name in self.tensors:
-            self._add_values(name, _real(values[name], rows))
-        for name in self.channel_means:
-            real = _real(values[name], rows).astype(np.float64)
-            axes = (0, *range(2, real.ndim))
-            sums = ChannelSums(real.mean(axis=axes) * rows, rows)
-            self.channels[name] = self.channels[name] + sums if name in self.channels else sums
+    @classmethod
+    def of(cls, model: Any, tensors: Sequence[str] | None, channel_means: Sequence[str]) -> _Watched:
+        message = load_model(model, external_data=False) if isinstance(model, (str, os.PathLike)) else model
+        shapes = infer(message, {})
+        beside = any(tensor.external_data for tensor in message.graph.initializer)
+        wanted = float_tensors(shapes.graph, shapes.types) if tensors is None else tuple(dict.fromkeys(tensors))
+        check_tensors(message.graph, [*wanted, *channel_means])
+        return cls(model, shapes, beside, wanted, {name: _mean_of(name, shapes) for name in channel_means})
 
-    def _add_values(self, name: str, values: NDArray[Any]) -> None:
-        low, high = float(values.min(initial=math.inf)), float(values.max(initial=-math.inf))
-        if values.size and not (math.isfinite(low) and math.isfinite(high)):
-            raise DataError(
-                f"the tensor {name!r} becomes NaN or infinite on the calibration samples; all values must be finite"
+    def session(self, threads: int | None) -> Session:
+        import onnx
+
+        pooled = [(name, mean) for name, mean in self.means.items() if name != mean]
+        nodes = [onnx.helper.make_node("GlobalAveragePool", [name], [mean]) for name, mean in pooled]
+        extra = addition(self.shapes.graph, [*self.tensors, *self.means.values()], nodes)
+        with with_addition(self.model, extra, weights_beside=self.weights_beside) as (source, folder):
+            # Threads that wait actively would take the processor from those that count.
+            session = create_session(
+                source, threads=threads, spinning=False, record_placement=False, weights_folder=folder
             )
-        self.extremes[name] = min(self.extremes[name][0], low), max(self.extremes[name][1], high)
-        if name in self.histograms:
-            self.histograms[name].add(values)
+        types = {value.name: value.dtype for value in (*session.inputs, *session.outputs)}
+        for name in (*self.tensors, *self.means):
+            if types.get(name, "float32") not in _FLOATS:
+                raise InputError(f"the tensor {name!r} is {types[name]}; allowed: {', '.join(_FLOATS)}")
+        return session
 
-    def statistics(self, samples: int) -> Statistics:
-        return Statistics(samples, self.extremes, self.histograms, self.channels)
+    def batch_size(self, most: int) -> int:
+        """As many samples as keep the tensors that leave the runtime small."""
+        size = sum(self.shapes.size_bytes(name) or 0 for name in {*self.tensors, *self.means.values()})
+        return max(1, min(most, _BATCH_BYTES // max(1, size)))
 
-
-def _real(values: NDArray[Any], rows: int) -> NDArray[Any]:
-    return values[:rows] if values.ndim and len(values) > rows else values
-
-
-def _values(session: Session, batch: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    given = session.inputs[0].name
-    outputs = dict(zip((value.name for value in session.outputs), session.run({given: batch}), strict=True))
-    return {name: batch if name == given else outputs[name] for name in names}
-
-
-def _bare(path: Path) -> onnx.ModelProto:
-    from deploykit.artifact import load_model
-
-    return load_model(path)
+    def values(self, session: Session, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """All that is looked at, for one batch; of the last one of a fixed size only what belongs to real samples."""
+        given = session.inputs[0].name
+        fed = filled(batch, session.fixed_batch or len(batch))
+        found = {given: fed, **session.run_views({given: fed})}
+        return {name: _of_rows(values, len(batch), len(fed)) for name, values in found.items()}
 
 
-def _float_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
-    import onnx
-
-    shapes = infer(model, {})
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in weights]
-    made = [name for node in model.graph.node for name in node.output if name and node.op_type != "Constant"]
-    return tuple(name for name in (*inputs, *made) if shapes.types.get(name) == onnx.TensorProto.FLOAT)
+def _mean_of(name: str, shapes: Shapes) -> str:
+    """Planes are averaged in the graph, so that they need not leave it."""
+    return f"deploykit.mean.{name}" if len(shapes.dims.get(name, ())) > 2 else name
 
 
-def _tapped(model: str | os.PathLike[str] | onnx.ModelProto, graph: onnx.ModelProto, names: Sequence[str]) -> bytes:
-    import onnx
+def _of_rows(values: NDArray[Any], rows: int, fed: int) -> NDArray[Any]:
+    if rows == fed or not values.ndim or len(values) % fed:
+        return values
+    return values[: len(values) // fed * rows]
 
-    made = {name for node in graph.graph.node for name in node.output}
-    known = made | {value.name for value in graph.graph.input}
-    if unknown := [name for name in names if name not in known]:
-        raise InputError(f"no tensor {unknown[0]!r} in the model; allowed: inputs and outputs of its nodes")
-    outputs = {value.name for value in graph.graph.output}
-    extra = onnx.ModelProto()
-    extra.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name in made - outputs)
-    content: bytes = graph.SerializeToString() + extra.SerializeToString()
-    return content
+
+@dataclass
+class _Seen:
+    """What all batches so far have shown."""
+
+    watched: _Watched
+    histogram: bool
+    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    channels: dict[str, ChannelSums] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.extremes = dict.fromkeys(self.watched.tensors, (math.inf, -math.inf))
+        self.histograms = {name: Histogram() for name in self.watched.tensors} if self.histogram else {}
+
+    def add(self, values: Mapping[str, NDArray[Any]], rows: int, pool: ThreadPoolExecutor) -> None:
+        """One batch; the first tensor of the graph that holds NaN is the one that is named."""
+        list(pool.map(lambda name: self._add(name, values[name]), self.watched.tensors))
+        for name, mean in self.watched.means.items():
+            self._add_means(name, values[mean])
+
+    def _add(self, name: str, values: NDArray[Any]) -> None:
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())  # NaN comes through both
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise _not_finite(name)
+        before = self.extremes[name]
+        self.extremes[name] = min(before[0], low), max(before[1], high)
+        if self.histogram:
+            self.histograms[name].add(values, low, high)
+
+    def _add_means(self, name: str, values: NDArray[Any]) -> None:
+        if values.ndim < 2:
+            raise InputError(f"the tensor {name!r} has shape {values.shape}; channels are the second axis")
+        planes = values.reshape(*values.shape[:2], -1).mean(axis=2)  # (N, C)
+        sums = ChannelSums(planes.sum(axis=0, dtype=np.float64), len(planes))
+        if not np.isfinite(sums.sums).all():
+            raise _not_finite(name)
+        self.channels[name] = self.channels[name] + sums if name in self.channels else sums
+
+
+def _not_finite(name: str) -> DataError:
+    return DataError(f"the tensor {name!r} becomes NaN or infinite on the calibration samples; all must be finite")

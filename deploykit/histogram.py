@@ -65,14 +65,18 @@ class Histogram:
         """Another one with the same counts."""
         return Histogram.of(self.counts, self.exponent, self.low, self.high)
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Counts floating-point values of any shape. Raises: ValueError for NaN and infinite ones."""
+    def add(self, values: NDArray[Any], low: float | None = None, high: float | None = None) -> None:
+        """Counts floating-point values of any shape, all finite.
+
+        Args:
+            values: Of any shape.
+            low: The least of them, where it is known.
+            high: The greatest.
+        """
         if not values.size:
             return
         flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):  # NaN comes through min and max
-            raise ValueError("NaN or infinite values")
+        low, high = (float(flat.min()) if low is None else low), (float(flat.max()) if high is None else high)
         self._reach(low, high)
         first, last = self._bin(low), self._bin(high)
         found = self._counted(flat, first, last)

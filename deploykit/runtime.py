@@ -24,6 +24,7 @@ from deploykit import environment
 from deploykit.artifact import TensorSpec, check_is_file
 from deploykit.errors import InputError, ProviderError, UnknownNameError
 from deploykit.runtime_errors import failures, mapped, one_line
+from deploykit.runtime_views import DTYPES, view_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,6 @@ _FIX = {
     "qnn": "it needs pip install onnxruntime-qnn on a Qualcomm device; or use --provider cpu",
     "openvino": "it needs pip install 'deploykit[openvino]' and an Intel processor; or use --provider cpu",
 }
-_DTYPES = {"float": "float32", "double": "float64"}
 _MOST_THREADS = 1024
 _LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
@@ -102,6 +102,21 @@ class Session:
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
 
+    def run_views(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """As ``run`` on the CPU, by name and without a copy: the arrays are the runtime's memory, free when they go.
+
+        Outputs that are no plain tensors are left out.
+        """
+        binding = self.raw.io_binding()
+        with mapped("cannot run the model", self.provider, ""):
+            for name, values in feeds.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(values))
+            for output in self.outputs:
+                binding.bind_output(output.name, "cpu")
+            self.raw.run_with_iobinding(binding)
+        views = zip(self.outputs, map(view_of, binding.get_outputs()), strict=True)
+        return {output.name: view for output, view in views if view is not None}
+
     @property
     def fixed_batch(self) -> int | None:
         """The size that the model fixes its first axis to, None where it is free."""
@@ -133,17 +148,19 @@ def create_session(
     spinning: bool = True,
     allow_fallback: bool = False,
     record_placement: bool = True,
+    weights_folder: Path | None = None,
 ) -> Session:
     """Loads a model on one provider.
 
     Args:
-        model: A path, or the bytes of a model without external data.
+        model: A path, or the bytes of a model.
         provider: A short name of ``PROVIDERS``. Nodes that it cannot take run on the CPU, and are counted.
         threads: Threads of one operator; None takes what affinity and the cgroup's quota allow.
         optimize: Whether ONNX Runtime rewrites and fuses the graph.
         spinning: Whether idle threads wait actively (about 50 ms after a run): faster runs, busy neighbours.
         allow_fallback: Whether a provider that cannot start or took no node may be replaced by the CPU.
         record_placement: Whether to read back where the nodes were placed.
+        weights_folder: Where the files with the weights lie that the bytes of a model name.
 
     Raises:
         UnknownNameError: No such provider.
@@ -159,6 +176,8 @@ def create_session(
     options = _session_options(count, optimize, spinning)
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if weights_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
     began = time.perf_counter()
     raw = _start(source, provider, options, count, allow_fallback)
     load_ms = (time.perf_counter() - began) * 1000.0
@@ -314,5 +333,5 @@ def _library_problem(provider: str) -> str | None:
 def _tensor(value: Any) -> TensorSpec:
     """ONNX Runtime's ``tensor(float)`` as numpy's ``float32``; other kinds of values as ``unknown``."""
     match = re.fullmatch(r"tensor\((\w+)\)", value.type)
-    dtype = _DTYPES.get(match[1], match[1]) if match else "unknown"
+    dtype = DTYPES.get(match[1], match[1]) if match else "unknown"
     return TensorSpec(value.name, dtype, None if value.shape is None else tuple(value.shape))
