@@ -153,7 +153,16 @@ def run_on(machine: Machine, job: Job, *, timeout_s: float, progress: Progress =
 
     Raises:
         NotComparableError: It was killed, failed, or took longer than ``timeout_s`` seconds.
+        EmulatorError: It could not be started, or there is no room for its files.
     """
+    try:
+        return _run(machine, job, timeout_s, progress)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise EmulatorError(f"cannot run on {machine.cpu.name}: {reason} ({problem.filename or _WORKER})") from problem
+
+
+def _run(machine: Machine, job: Job, timeout_s: float, progress: Progress) -> Answer:
     with tempfile.TemporaryDirectory(prefix="deploykit-") as name:
         folder = Path(name)
         _write_job(folder, machine, job)
@@ -175,13 +184,14 @@ def run_on(machine: Machine, job: Job, *, timeout_s: float, progress: Progress =
         said = (folder / "log").read_text(encoding="utf-8", errors="replace")
         if code != 0:
             raise NotComparableError(f"the run on {machine.cpu.name} {_how_it_ended(code)}: {_last_words(said)}")
+        progress(f"verify: {machine.cpu.name}", len(job.inputs), len(job.inputs))
         return _read_answer(folder, said)
 
 
 def _write_job(folder: Path, machine: Machine, job: Job) -> None:
     np.save(folder / "inputs.npy", job.inputs)
     described = {
-        "model": str(job.model.resolve()),
+        "model": str(job.model.absolute()),  # a link stays one: weights may lie beside it
         "batch": job.batch,
         "fixed": job.fixed,
         "threads": job.threads,

@@ -75,19 +75,20 @@ def verify(
     from deploykit.verify import VerifyOptions
 
     options = VerifyOptions(
-        tuple(cpu.replace(",", " ").split()), samples, seed, threads, timeout, max_flips, arm64_root
+        cpus=tuple(cpu.replace(",", " ").split()),
+        samples=samples,
+        seed=seed,
+        threads=threads,
+        timeout_s=timeout,
+        max_flips=max_flips,
+        arm64_root=arm64_root,
     )
     if output:
         check_writable(output, overwrite=overwrite)
     record = _verified(model, (data, split, data_dir), preprocess, options)
     if output:
         write_json(output, record.to_document(), overwrite=overwrite)
-    for warning in record.warnings:
-        note(f"note: {warning}")
-    if as_json:
-        print_json(record.to_document())
-    else:
-        _print(record)
+    _tell(record, as_json=as_json)
     _conclude(record)
 
 
@@ -111,6 +112,15 @@ def _prepare(what: str, folder: Path | None) -> None:
     with progress_bar() as progress:
         made = prepare_arm64_root(find_emulator("aarch64", "--prepare arm64"), folder, progress=progress)
     note(f"ready: {made.folder}")
+
+
+def _tell(record: Verification, *, as_json: bool) -> None:
+    for warning in record.warnings:
+        note(f"note: {warning}")
+    if as_json:
+        print_json(record.to_document())
+    else:
+        _print(record)
 
 
 def _print(record: Verification) -> None:
