@@ -71,7 +71,7 @@ def verify(
             return
     if model is None or data is None:
         raise InputError(f"no {'model' if model is None else 'pictures'}; expected verify MODEL --data DATA")
-    from deploykit.files import check_writable, write_json
+    from deploykit.files import check_writable
     from deploykit.verify import VerifyOptions
 
     options = VerifyOptions(
@@ -86,9 +86,7 @@ def verify(
     if output:
         check_writable(output, overwrite=overwrite)
     record = _verified(model, (data, split, data_dir), preprocess, options)
-    if output:
-        write_json(output, record.to_document(), overwrite=overwrite)
-    _tell(record, as_json=as_json)
+    _tell(record, output, overwrite=overwrite, as_json=as_json)
     _conclude(record)
 
 
@@ -114,7 +112,11 @@ def _prepare(what: str, folder: Path | None) -> None:
     note(f"ready: {made.folder}")
 
 
-def _tell(record: Verification, *, as_json: bool) -> None:
+def _tell(record: Verification, output: Path | None, *, overwrite: bool, as_json: bool) -> None:
+    from deploykit.files import write_json
+
+    if output:
+        write_json(output, record.to_document(), overwrite=overwrite)
     for warning in record.warnings:
         note(f"note: {warning}")
     if as_json:
