@@ -18,20 +18,22 @@ __all__ = ["dynamic_batch"]
 _HANDED_ON = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
-def dynamic_batch(model: onnx_ir.Model) -> int:
+def dynamic_batch(model: onnx_ir.Model, *, spelled_out: bool = False) -> int:
     """Frees the batch in ``Reshape`` where the first axis of the model's inputs is free; returns how many.
 
     Of data (N, …) with N the free first axis of an input:
 
     1. A stored shape (b, …) whose other sizes multiply to those of one sample can only be meant for a batch of b: the
-       first becomes −1.
+       first becomes 0, which copies the data's.
     2. With −1 among the others it would put several samples into one; it becomes (0, …) if the file says that all its
        answers begin with N.
     3. A shape put together from N, as the file computes it, and stored sizes becomes a stored (0, …).
+    4. With ``spelled_out``, so does (−1, …) where the −1 can only be the batch: it takes any, but shape inference
+       cannot see that.
     """
     batches = _free_axes(model.graph.inputs)
     promised = bool(model.graph.outputs) and all(_first_axis(value) in batches for value in model.graph.outputs)
-    return sum(_free(model, node, batches, promised) for node in nodes_of_model(model, "Reshape"))
+    return sum(_free(model, node, batches, promised, spelled_out) for node in nodes_of_model(model, "Reshape"))
 
 
 def _free_axes(values: Iterable[onnx_ir.Value]) -> set[str]:
@@ -45,7 +47,7 @@ def _first_axis(value: onnx_ir.Value) -> str | None:
     return value.shape[0].value
 
 
-def _free(model: onnx_ir.Model, node: onnx_ir.Node, batches: set[str], promised: bool) -> bool:
+def _free(model: onnx_ir.Model, node: onnx_ir.Node, batches: set[str], promised: bool, spelled_out: bool) -> bool:
     data = node.inputs[0]
     if data is None or data.shape is None or len(node.inputs) < 2 or _first_axis(data) not in batches:
         return False
@@ -53,19 +55,18 @@ def _free(model: onnx_ir.Model, node: onnx_ir.Node, batches: set[str], promised:
     if stored is None:
         shape = _assembled(node.inputs[1], str(_first_axis(data)))
     else:
-        shape = _stored(node, [int(size) for size in stored.reshape(-1)], promised)
+        shape = _stored(node, [int(size) for size in stored.reshape(-1)], promised, spelled_out)
     if shape is None or (0 in shape[1:] and flag_of(node, "allowzero")):
         return False
-    if shape[0] == 0:
-        node.attributes.pop("allowzero", None)
+    node.attributes.pop("allowzero", None)
     near = str(node.inputs[1].name)  # type: ignore[union-attr]
     node.replace_input_with(1, constant(model, np.array(shape, np.int64), near))
     return True
 
 
-def _stored(node: onnx_ir.Node, shape: list[int], promised: bool) -> list[int] | None:
-    """Rules 1 and 2."""
-    if len(shape) < 2 or shape[0] < 1 or min(shape[1:]) < -1:
+def _stored(node: onnx_ir.Node, shape: list[int], promised: bool, spelled_out: bool) -> list[int] | None:
+    """Rules 1, 2 and 4."""
+    if len(shape) < 2 or min(shape[1:]) < -1 or not (shape[0] > 0 or (spelled_out and shape[0] == -1)):
         return None
     axes = list(node.inputs[0].shape)[1:]  # type: ignore[union-attr,arg-type]
     rest = [axes[index] if size == 0 and index < len(axes) else size for index, size in enumerate(shape[1:])]
@@ -74,7 +75,7 @@ def _stored(node: onnx_ir.Node, shape: list[int], promised: bool) -> list[int] |
     if not all(isinstance(size, int) for size in (*axes, *rest)):
         return None
     same = math.prod(map(int, axes)) == math.prod(map(int, rest))
-    return [-1, *map(int, rest)] if same else None
+    return [0, *map(int, rest)] if same else None
 
 
 def _assembled(value: onnx_ir.Value | None, batch: str) -> list[int] | None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fold_constants"]
 
-_MOST_BYTES = 2**16
-"""A folded tensor may be this large, or as large as what it is computed from."""
+_MOST_BYTES = 2**14
+"""A folded tensor may be this large, or as large as what it is computed from: room for the numbers of 2,048 channels
+in double precision, while a megabyte of equal weights stays the one operator that makes them."""
 
 # What numpy computes as the standard says. Not here: what draws random numbers, what quantizes (a stored scale must
 # stay beside its tensor), and products, whose sums every runtime adds up in its own order.
@@ -37,7 +38,7 @@ def fold_constants(model: onnx_ir.Model) -> int:
 
     1. ``Constant`` becomes a stored tensor.
     2. ``Shape``, and ``Gather`` or ``Slice`` of it, where the axes asked for are known.
-    3. Arithmetic, comparisons, moves and reductions of stored tensors, if the result has at most 64 KiB or at most the
+    3. Arithmetic, comparisons, moves and reductions of stored tensors, if the result has at most 16 KiB or at most the
        bytes of what it is computed from: a file must not grow by megabytes of equal numbers.
     4. ``If`` whose condition is stored: the nodes of its branch take its place.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deploykit.graph.dynamic_batch import dynamic_batch
-from deploykit.graph.inferred import infer_values, inferred
+from deploykit.graph.inferred import forget_shapes, infer_values, inferred
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -33,12 +33,13 @@ def free_batch(model: onnx_ir.Model) -> int:
     before = [value.shape.copy() for value in ends if value.shape is not None]
     _set_first(ends, _NAME)
     infer_values(model)
-    dynamic_batch(model)
-    if _follows(model):
-        return len(ends)
-    for value, shape in zip(ends, before, strict=True):
-        value.shape = shape
-    return 0
+    dynamic_batch(model, spelled_out=True)
+    follows = _follows(model)
+    if not follows:
+        for value, shape in zip(ends, before, strict=True):
+            value.shape = shape
+    infer_values(model)
+    return len(ends) if follows else 0
 
 
 def _first(model: onnx_ir.Model) -> int | None:
@@ -64,6 +65,7 @@ def _follows(model: onnx_ir.Model) -> bool:
     """Whether every output begins with the batch by inference alone, its own word left out."""
     outputs = list(model.graph.outputs)
     promised = [value.shape for value in outputs]
+    forget_shapes(model)
     _set_first(outputs, None)
     found = [info.type.tensor_type.shape for info in inferred(model).output]
     for value, shape in zip(outputs, promised, strict=True):

@@ -20,6 +20,7 @@ from deploykit.graph.global_pool import global_pool
 from deploykit.graph.inferred import forget_shapes, infer_values
 from deploykit.graph.lrn_chain import lrn_chain
 from deploykit.graph.matmul_to_gemm import matmul_to_gemm
+from deploykit.graph.plain_weights import dense_weights, freeze_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -78,8 +79,8 @@ def rewrite_model(
         only: Names that are done, those not on by default included; by default all that are.
 
     Returns:
-        The copy, with the names, types and shapes of its inputs and outputs and its metadata as they were; and the
-        number of places that each rewrite changed.
+        The copy, with the names, types and shapes of its inputs and outputs and its metadata as they were, except that
+        weights are no inputs; and the number of places that each rewrite changed.
 
     Raises:
         UnknownNameError: A name that is not in ``REWRITES``.
@@ -88,6 +89,8 @@ def rewrite_model(
 
     chosen = _chosen(without, only)
     graph = ir.from_proto(model)  # tensors are views of the model's; whoever changes one stores a new one
+    dense_weights(graph, list(model.graph.sparse_initializer))
+    freeze_weights(graph)
     counts = dict.fromkeys((rewrite.name for rewrite in chosen), 0)
     for _ in range(_MOST_ROUNDS):
         infer_values(graph)
