@@ -16,6 +16,8 @@ _LAZY = {
     "ParityError": "deploykit.errors",
     "DeploykitError": "deploykit.errors",
     "train_network": "deploykit.train",
+    "prune_checkpoint": "deploykit.prune",
+    "factorize_onnx": "deploykit.factorize",
     "export_onnx": "deploykit.export",
     "quantize_onnx": "deploykit.quantize",
     "evaluate_onnx": "deploykit.evaluate",

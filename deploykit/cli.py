@@ -16,6 +16,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from deploykit import __version__
 from deploykit.commands import (
     chain,
+    compression,
     conversion,
     datasets,
     machine,
@@ -47,6 +48,7 @@ for command in (
     networks.models,
     networks.inspect,
     training.train,
+    compression.compress,
     conversion.export,
     conversion.quantize,
     measuring.evaluate,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from deploykit.compressions import Compression, FactoredLayer, PrunedLayer
 from deploykit.errors import InputError
 from deploykit.files import read_json
 from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, StageProfile
@@ -23,10 +24,12 @@ __all__ = [
     "Bench",
     "Claims",
     "Comparison",
+    "Compression",
     "CpuRun",
     "Difference",
     "EnsembleMember",
     "Example",
+    "FactoredLayer",
     "FileCost",
     "Flip",
     "Latency",
@@ -34,6 +37,7 @@ __all__ = [
     "Memory",
     "NetworkCost",
     "Profile",
+    "PrunedLayer",
     "Quantization",
     "Record",
     "StageProfile",
@@ -277,7 +281,8 @@ class Claims(Record):
 
 
 _KINDS: dict[str, type[Record]] = {
-    cls.kind: cls for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims, Verification)
+    cls.kind: cls
+    for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression)
 }
 
 

@@ -169,7 +169,7 @@ def _options_of(weights: Weights | None, network: str) -> dict[str, str]:
 def _check_frozen(options: TrainOptions, weights: Weights | None) -> None:
     if options.freeze != "none" and weights is None:
         raise InputError(
-            f"freeze {options.freeze} without weights would keep random features; give --weights FILE, or freeze none"
+            f"freeze {options.freeze} without weights would keep random ones; give --weights FILE, or freeze none"
         )
 
 

@@ -115,6 +115,7 @@ def _step(run: Run, mixed: Mixed) -> torch.Tensor:
         total = total + run.module.auxiliary_weight * _loss(logits, mixed, run.options)  # type: ignore[operator]
     run.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
+    run.spare_zeros()
     if run.options.clip_norm:
         learning = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(learning, run.options.clip_norm)

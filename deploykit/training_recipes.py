@@ -19,7 +19,7 @@ SMALL_SIDE = 64
 
 _OPTIMIZERS = ("adamw", "sgd")
 _DEVICES = ("auto", "cpu", "cuda", "mps")
-_FREEZABLE = ("none", "features")
+_FREEZABLE = ("none", "features", "zeros")
 _MOST_THREADS = 1024  # far more and the system refuses to start them, which ends the process
 _SEEDS = 1 << 32  # times 2**20 epochs, still well inside torch's 64 bits
 
@@ -41,7 +41,8 @@ class TrainOptions:
         cutmix: Alpha of CutMix (Yun et al. 2019); 0 for none. With both, each batch takes one of them by chance.
         ema: Decay of the weights' moving average a step, below 1; 0 for none. It is what is measured and kept.
         clip_norm: Norm that the gradients are cut to (Pascanu et al. 2013); 0 for none.
-        freeze: ``none``, or ``features``: only the classifier learns, which needs weights to begin with.
+        freeze: ``none``; ``features``: only the classifier learns; ``zeros``: weights that begin as zero stay zero, as
+            pruned ones have to. The last two need weights to begin with.
         seed: Fixes initial weights, order, dropout and augmentation; 0 to 2**32 - 1.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
         threads: CPU threads; None takes those available, or those of the training that is resumed. Recorded, since

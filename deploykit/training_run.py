@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Run:
     scale: torch.Tensor  # (1, C, 1, 1): input = pixels * scale + shift
     shift: torch.Tensor
     history: list[dict[str, Any]]
+    zeros: list[tuple[torch.nn.Parameter, torch.Tensor]] = field(default_factory=list)  # weights, and where they are 0
 
     def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels of 0 to 255, float (N, C, H, W), as the module takes them."""
@@ -58,6 +59,15 @@ class Run:
             frozen = isinstance(layer, _BatchNorm) and layer.weight is not None and not layer.weight.requires_grad
             if frozen:
                 layer.eval()
+
+    def spare_zeros(self) -> None:
+        """Takes the gradient of pruned weights away, before a step and before gradients are measured or cut.
+
+        Then they stay exactly zero: both optimizers keep moments of zero there, and decay multiplies zero.
+        """
+        for weight, zero in self.zeros:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(zero, 0.0)
 
     def follow(self, step: int) -> None:
         """Moves the average after step number ``step``, from 0 on, towards the weights and statistics.
@@ -89,6 +99,8 @@ def start_run(
         options: How to train.
         preprocess: Scale, mean and deviation of the inputs, and their size.
         trained: Prefixes of the layers that learn when the features are frozen.
+
+    Raises: InputError when zeros shall be kept and there are none.
     """
     import torch
 
@@ -112,6 +124,7 @@ def start_run(
         scale=channels(scale / std),
         shift=channels(-mean / std),
         history=[],
+        zeros=_zeros(module) if options.freeze == "zeros" else [],
     )
 
 
@@ -129,6 +142,18 @@ def _layout(preprocess: Preprocess, device: torch.device) -> torch.memory_format
 def _freeze(module: torch.nn.Module, trained: tuple[str, ...]) -> None:
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(any(name.startswith(f"{prefix}.") for prefix in trained))
+
+
+def _zeros(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Where convolutions and fully connected layers are zero; a bias of zero is one that has not learnt yet."""
+    from torch import nn
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    weights = [parameter for layer in layers for name, parameter in layer.named_parameters() if name == "weight"]
+    found = [(weight, weight.detach() == 0.0) for weight in weights if weight.requires_grad]
+    if not any(zero.any() for _, zero in found):
+        raise InputError("freeze zeros, but no weight is zero; prune them first, or freeze none")
+    return [(weight, zero) for weight, zero in found if zero.any()]
 
 
 def _optimizer(module: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:

@@ -31,7 +31,9 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="Begin with these: torchvision's .pth or .safetensors, or a checkpoint.")
     ] = None,
-    freeze: Annotated[str | None, typer.Option(help="none, or features: only the classifier learns.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option(help="none; features: only the classifier learns; zeros: zeros stay.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,

@@ -266,8 +266,8 @@ class LeNet5(nn.Module):
 class CaffeLeNet(nn.Module):
     """Jia et al. 2014, Caffe, ``examples/mnist/lenet.prototxt``: the "LeNet-5" of the papers on compression.
 
-    520 + 25,050 + 400,500 + 5,010 = 431,080 parameters, the 431 K of Han et al. 2016, section 5.1; no activation follows the
-    convolutions.
+    520 + 25,050 + 400,500 + 5,010 = 431,080 parameters, the 431 K of Han et al. 2016, section 5.1; no activation
+    follows the convolutions.
     """
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
