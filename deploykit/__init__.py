@@ -19,6 +19,7 @@ _LAZY = {
     "prune_checkpoint": "deploykit.prune",
     "factorize_onnx": "deploykit.factorize",
     "export_onnx": "deploykit.export",
+    "rewrite_onnx": "deploykit.rewriting",
     "quantize_onnx": "deploykit.quantize",
     "evaluate_onnx": "deploykit.evaluate",
     "evaluate_ensemble": "deploykit.evaluate",

@@ -23,6 +23,7 @@ from deploykit.commands import (
     measuring,
     networks,
     pictures,
+    rewriting,
     training,
     verification,
 )
@@ -50,6 +51,7 @@ for command in (
     training.train,
     compression.compress,
     conversion.export,
+    rewriting.rewrite,
     conversion.quantize,
     measuring.evaluate,
     measuring.bench,

@@ -17,6 +17,7 @@ from deploykit.errors import InputError
 from deploykit.files import read_json
 from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, StageProfile
 from deploykit.record import Record
+from deploykit.rewritings import Rewriting
 from deploykit.verifications import CpuRun, Flip, Verification
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PrunedLayer",
     "Quantization",
     "Record",
+    "Rewriting",
     "StageProfile",
     "Statement",
     "Timing",
@@ -282,7 +284,18 @@ class Claims(Record):
 
 _KINDS: dict[str, type[Record]] = {
     cls.kind: cls
-    for cls in (Profile, Comparison, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression)
+    for cls in (
+        Profile,
+        Comparison,
+        Accuracy,
+        Bench,
+        Training,
+        Quantization,
+        Claims,
+        Verification,
+        Compression,
+        Rewriting,
+    )
 }
 
 

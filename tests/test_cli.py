@@ -67,7 +67,7 @@ def test_help_and_models_are_quick() -> None:
 @pytest.mark.parametrize(
     "command",
     ["models", "inspect", "train", "export", "quantize", "evaluate", "bench", "report", "verify"]
-    + ["doctor", "run", "demo"],
+    + ["rewrite", "doctor", "run", "demo"],
 )
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
