@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -125,10 +126,19 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         # The last line of defence: users get a line, never a traceback.
         if debug:
             raise
+        if _is_out_of_memory(bug):
+            note(f"error: not enough memory ({_one_line(str(bug))[:160]}); ask for less, or close other programs")
+            return 2
         note(
             f"error: internal error, {type(bug).__name__}: {_one_line(str(bug))}; please report it, --debug shows where"
         )
         return 2
+
+
+def _is_out_of_memory(bug: Exception) -> bool:
+    """Numpy raises MemoryError; PyTorch a RuntimeError, on the CPU and (as OutOfMemoryError) on a GPU."""
+    said = isinstance(bug, RuntimeError) and re.search("can't allocate memory|out of memory", str(bug))
+    return isinstance(bug, MemoryError) or bool(said)
 
 
 def _run(arguments: list[str]) -> int:

@@ -24,6 +24,7 @@ __all__ = [
     "destination",
     "read_json",
     "remove_partials",
+    "removed_if_empty",
     "sha256_file",
     "sha256_json",
     "write_bytes",
@@ -88,6 +89,18 @@ def remove_partials(folder: str | os.PathLike[str]) -> None:
     for leftover in Path(folder).glob(".*.partial*"):
         if _PARTIAL.fullmatch(leftover.name):
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def removed_if_empty(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """For the work in a folder that is made for it: a new one that stays empty (refused, interrupted) goes again."""
+    made = not os.path.lexists(folder)
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):
+                Path(folder).rmdir()
 
 
 @contextmanager

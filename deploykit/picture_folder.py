@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from deploykit.errors import InputError, OutputError
-from deploykit.files import atomic_folder, check_writable, dump_json, read_json
+from deploykit.files import atomic_folder, check_writable, dump_json, read_json, removed_if_empty
 from deploykit.record import Record
 
 __all__ = ["ClassAnswer", "PictureFile", "Pictures", "writable_folder", "write_folder"]
@@ -93,17 +93,12 @@ def writable_folder(folder: Path, overwrite: bool) -> Iterator[None]:
 
     Raises: OutputError when it holds pictures of an earlier call and ``overwrite`` is false, or cannot be written.
     """
-    made = not folder.exists()
-    try:
+    with removed_if_empty(folder):
         check_writable(folder / _INDEX, overwrite=overwrite)
         for known in _ours(folder):
             if not overwrite:
                 raise OutputError(f"{known} exists already; give another folder or --overwrite")
         yield
-    finally:
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def _ours(folder: Path) -> list[Path]:

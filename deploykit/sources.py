@@ -6,8 +6,9 @@ A network's name alone gives fresh weights; with a file of weights it is what to
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import data
-from deploykit.artifact import ModelCard, Preprocess
+from deploykit.artifact import ModelCard
 from deploykit.callables import module_of
 from deploykit.checkpoint import Checkpoint, load_module, read_checkpoint
 from deploykit.errors import CheckpointError, InputError, UnknownNameError
+from deploykit.exportable import Source
 from deploykit.extras import require
 from deploykit.files import sha256_file
 from deploykit.models import NetworkSpec, build, names, spec
-from deploykit.preprocess import apply, for_network, preset
+from deploykit.preprocess import apply, for_network
 from deploykit.pretrained import Fit, Weights, fit_of, load_weights, read_weights, statistics
 
 if TYPE_CHECKING:
@@ -36,88 +38,8 @@ _OWN_STATISTICS = (
     "pictures are fed as values from -1 to 1, as torchvision's published weights of this network expect; for weights"
     " that were trained with ImageNet's statistics (transform_input=False) add --preprocess imagenet"
 )
+_FRESH_HEAD = "the new head is fresh: its answers are chance until it is trained (`deploykit train --weights`)"
 _FEW_PIXELS = 64  # of the sides of what BatchNorm is shown
-
-
-@dataclass(frozen=True)
-class Source:
-    """A module in evaluation mode, with what is known of it.
-
-    Attributes:
-        kind: ``"checkpoint"``, ``"network"`` or ``"callable"``.
-        name: What to call it: the network's name, or the callable's.
-        input_shape: ``(C, H, W)``, None where a callable does not say.
-        path: The checkpoint's file, None for the others.
-        notes: What a file of weights did not say or give, a sentence each.
-    """
-
-    kind: str
-    name: str
-    module: torch.nn.Module
-    card: ModelCard
-    input_shape: tuple[int, int, int] | None
-    path: Path | None = None
-    notes: tuple[str, ...] = ()
-
-    def described(
-        self,
-        *,
-        input_shape: tuple[int, int, int] | None = None,
-        preprocess: Preprocess | str | None = None,
-        labels: tuple[str, ...] = (),
-    ) -> Source:
-        """A copy with what the user says of it.
-
-        Args:
-            input_shape: ``(C, H, W)`` of a callable, or another size for a network that takes any.
-            preprocess: How pictures are fed to it, or the name of a preset.
-            labels: Names of the classes.
-
-        Raises: InputError when it contradicts what a checkpoint or network knows of itself.
-        """
-        if self.kind == "checkpoint" and (input_shape or preprocess):
-            raise InputError(f"{self.path} knows its shape and preprocessing; leave out --shape and --preprocess")
-        if self.kind == "checkpoint" and self.card.labels and labels:
-            raise InputError(f"{self.path} knows its {len(self.card.labels)} labels; leave out --labels")
-        source = replace(self, card=replace(self.card, labels=labels or self.card.labels))
-        if self.kind == "network" and input_shape not in (None, self.input_shape):
-            source = source._resized(input_shape)
-        return source._fed(input_shape or self.input_shape, preprocess)
-
-    def _resized(self, shape: tuple[int, int, int]) -> Source:
-        """A copy of a network for pictures of another size."""
-        before, entry = self.input_shape or shape, spec(self.name)
-        if shape[0] not in (1, 3):
-            raise InputError(f"{self.name} received --shape {_times(shape)}; allowed: 1 (grey) or 3 (colour) channels")
-        if shape[0] != before[0]:
-            raise InputError(
-                f"{self.name} was built for {before[0]} channels, received --shape {_times(shape)}; give"
-                f" --channels {shape[0]} with it"
-            )
-        if not entry.any_size:
-            raise InputError(f"{self.name} takes {_times(before)}, received --shape {_times(shape)}")
-        smallest = int(getattr(self.module, "smallest", 1))
-        if min(shape[1:]) < smallest:
-            raise InputError(
-                f"{self.name} received --shape {_times(shape)}; allowed: pictures of {smallest}x{smallest} or more"
-            )
-        pre = self.card.preprocess
-        if pre is None or not isinstance(pre.resize, int):
-            return replace(self, input_shape=shape)
-        resize = round(pre.resize * max(shape[1:]) / max(pre.size))
-        card = replace(self.card, preprocess=replace(pre, size=shape[1:], resize=resize))
-        return replace(self, input_shape=shape, card=card)
-
-    def _fed(self, shape: tuple[int, int, int] | None, preprocess: Preprocess | str | None) -> Source:
-        """A copy with this preprocessing; None leaves what is known."""
-        if preprocess is None:
-            return replace(self, input_shape=shape)
-        if isinstance(preprocess, str):
-            if shape is None:
-                raise InputError(f"preprocess {preprocess!r} needs the input shape; give --shape, such as 3x224x224")
-            preprocess = preset(preprocess, size=shape[1:], depth=shape[0], layout="NCHW", dtype="float32")
-        shape = shape or (preprocess.depth, *preprocess.size)
-        return replace(self, input_shape=shape, card=replace(self.card, preprocess=preprocess))
 
 
 def open_source(
@@ -138,7 +60,8 @@ def open_source(
         num_classes: Classes of a reference network, by default those of its paper.
         in_channels: 1 or 3 channels of a reference network.
         weights: A file of weights for a reference network, in place of fresh ones: torchvision's ``.pth`` or
-            ``.safetensors``, or a checkpoint. Classes and channels are the file's then.
+            ``.safetensors``, or a checkpoint. Classes and channels are the file's then; other classes replace the head
+            of a state dict, and a note says so.
 
     Raises:
         UnknownNameError: No such network; offers the near match.
@@ -206,16 +129,25 @@ def _card(checkpoint: Checkpoint, path: Path) -> ModelCard:
 
 
 def _from_name(name: str, options: Mapping[str, str], classes: int | None, channels: int | None) -> Source:
-    torch = require("torch", extra="torch", purpose="building a network")
+    require("torch", extra="torch", purpose="building a network")
     entry = spec(name)
     shape = _input_shape(entry, channels, options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same fresh weights each time
+    with _same_start():
         module = build(name, num_classes=classes, in_channels=channels, **options)
         _use_normalisation(module, shape, entry.any_size)
     half = (0.5,) * shape[0]
     preprocess = for_network(shape, entry.content_size, mean=half, std=half)
     return Source("network", name, module.eval(), ModelCard(network=name, preprocess=preprocess), shape)
+
+
+@contextmanager
+def _same_start() -> Iterator[None]:
+    """The same fresh weights each time, and the caller's random numbers untouched."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _input_shape(entry: NetworkSpec, channels: int | None, options: Mapping[str, str]) -> tuple[int, int, int]:
@@ -257,29 +189,34 @@ def _smooth_pictures(module: torch.nn.Module, shape: tuple[int, int, int], any_s
 
 
 def _from_weights(name: str, weights: Weights, asked: Fit) -> Source:
-    """The network with the file's weights, its own head included: a fresh one would answer by chance."""
+    """The network with the file's weights; only a state dict's head and colours give way to what is asked."""
     fit = fit_of(weights, name)
-    for what, wanted, found in (
-        ("classes", asked.num_classes, fit.num_classes),
-        ("channels", asked.in_channels, fit.in_channels),
-    ):
-        grey = (what, wanted, found) == ("channels", 1, 3) and weights.checkpoint is None  # colours can be summed
-        if None not in (wanted, found) and wanted != found and not grey:
-            raise CheckpointError(
-                f"{weights.path} is for {found} {what}, received --{what} {wanted}; that layer would be fresh and the"
-                f" answers chance: leave --{what} out, or train from these weights first"
-            )
     if weights.checkpoint is not None:
+        _check_asked(weights.path, "classes", asked.num_classes, fit.num_classes)
+        _check_asked(weights.path, "channels", asked.in_channels, fit.in_channels)
         _check_options(name, asked.options or {}, fit.options or {}, weights.path)
         return _from_checkpoint(weights.path)
-    return _from_state_dict(name, weights, asked.in_channels or fit.in_channels, fit.num_classes, asked.options or {})
+    if (asked.in_channels, fit.in_channels) != (1, 3):  # colours can be summed
+        _check_asked(weights.path, "channels", asked.in_channels, fit.in_channels)
+    classes, channels = asked.num_classes or fit.num_classes, asked.in_channels or fit.in_channels
+    source = _from_state_dict(name, weights, channels, classes, asked.options or {})
+    return source if classes == fit.num_classes else replace(source, notes=(*source.notes, _FRESH_HEAD))
+
+
+def _check_asked(path: Path, what: str, asked: int | None, found: int | None) -> None:
+    if None not in (asked, found) and asked != found:
+        raise CheckpointError(
+            f"{path} is for {found} {what}, received --{what} {asked}; that layer would be fresh and the answers"
+            f" chance: leave --{what} out, or train from these weights first"
+        )
 
 
 def _from_state_dict(
     name: str, weights: Weights, channels: int | None, classes: int | None, options: Mapping[str, str]
 ) -> Source:
     entry = spec(name)
-    module = build(name, num_classes=classes, in_channels=channels, **options)
+    with _same_start():
+        module = build(name, num_classes=classes, in_channels=channels, **options)
     loaded = load_weights(module, name, weights)
     shape = _input_shape(entry, channels, options)
     mean, std = statistics(name, shape[0])
@@ -300,10 +237,6 @@ def _check_options(name: str, asked: Mapping[str, str], known: Mapping[str, str]
     for key, value in asked.items():
         if has.get(key) != value:
             raise CheckpointError(f"{path} was trained with {key}={has.get(key)}, received --option {key}={value}")
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _from_callable(text: str) -> Source:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,15 @@ from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deploykit.data.dataset import Dataset
 from deploykit.errors import CheckpointError, InputError, MissingDependencyError, OutputError
 from deploykit.extras import require
-from deploykit.files import check_writable, read_json, remove_partials, sha256_file, write_json, write_text
+from deploykit.files import (
+    check_writable,
+    read_json,
+    remove_partials,
+    removed_if_empty,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from deploykit.lock import folder_lock
 from deploykit.models import build, spec
 from deploykit.pixels import Pixels, load_pixels
@@ -116,8 +124,7 @@ def train_network(
     _check_frozen(options, started)
     device = choose_device(options.device)
     header = begin_header(plan, train, replace(options, device=device.type), started)
-    check_writable(folder / RECORD)
-    with folder_lock(folder), ExitStack() as opened:
+    with _own(folder), ExitStack() as opened:
         saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
         if saved is not None and saved.record is not None:
             return saved.record
@@ -139,6 +146,15 @@ def train_network(
         measured = pixels(test, header.preprocess, rest, exact=True)
         run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
         return _finish(run, header, folder, (*plan.notes, *notes))
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """The folder, writable and locked; a new one that stays empty goes again."""
+    with removed_if_empty(folder):
+        check_writable(folder / RECORD)
+        with folder_lock(folder):
+            yield
 
 
 def _check_splits(train: Dataset, test: Dataset) -> None:

@@ -294,6 +294,7 @@ BAD_INPUT: list[tuple[tuple[str, ...], str]] = [
     (("report", "empty folder", "-o", "out/r.html"), "no"),
     (("report", ".", "-o", "out/r.pdf"), ".html"),
     (("data", "prepare", "imagenet"), "mnist"),
+    (("export", "lenet5", "--classes", "9999999999999", "-o", "out/l.onnx"), "not enough memory"),
     (("inspct", "lenet5"), "No such command"),
     (("inspect",), "Missing argument"),
     (("inspect", "lenet5", "--colour"), "--colour"),

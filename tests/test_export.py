@@ -300,14 +300,23 @@ def test_a_network_with_weights_from_a_file(weights: Path) -> None:
     )
 
 
+def test_other_classes_replace_the_head_of_a_state_dict_and_it_is_said(weights: Path) -> None:
+    source, again = (open_source("squeezenet1.1", weights=weights, num_classes=9) for _ in range(2))
+    assert source.notes[0] == "the head classifier.1 (4 classes) was replaced: the network has 9"
+    assert "answers are chance until it is trained" in source.notes[1] and len(source.notes) == 2
+    state, found = torch.load(weights), source.module.state_dict()
+    same = {name for name, tensor in found.items() if torch.equal(tensor, state[name])}
+    assert set(found) - same == {"classifier.1.weight", "classifier.1.bias"}
+    assert len(found["classifier.1.weight"]) == 9
+    assert torch.equal(found["classifier.1.weight"], again.module.state_dict()["classifier.1.weight"])
+
+
 def test_weights_say_what_is_built(weights: Path, tmp_path: Path) -> None:
     unlabelled = open_source("squeezenet1.1", weights=weights).card
     assert unlabelled.labels == () and unlabelled.preprocess is not None
     assert (unlabelled.preprocess.resize, unlabelled.preprocess.size) == (256, (224, 224))
     grey = open_source("squeezenet1.1", weights=weights, in_channels=1)
     assert grey.input_shape == (1, 224, 224) and "summed over the three colours" in grey.notes[0]
-    with pytest.raises(CheckpointError, match="is for 4 classes, received --classes 9; that layer would be fresh"):
-        open_source("squeezenet1.1", weights=weights, num_classes=9)
     torch.save(build("googlenet-bn", num_classes=2, pictures="small").state_dict(), tmp_path / "g.pth")
     signed = open_source("googlenet-bn", weights=tmp_path / "g.pth", options={"pictures": "small"})
     assert signed.card.preprocess is not None and signed.card.preprocess.mean == (0.5, 0.5, 0.5)
@@ -328,6 +337,8 @@ def test_weights_say_what_is_built(weights: Path, tmp_path: Path) -> None:
         open_source("lenet5", weights=path, options={"activation": "relu"})
     with pytest.raises(CheckpointError, match="is for 1 channels, received --channels 3"):
         open_source("lenet5", weights=path, in_channels=3)
+    with pytest.raises(CheckpointError, match="is for 3 classes, received --classes 9; that layer would be fresh"):
+        open_source("lenet5", weights=path, num_classes=9)
     with pytest.raises(InputError, match="knows its 3 labels"):
         own.described(labels=tuple("xyz"))
     with pytest.raises(InputError, match="leave out --shape"):

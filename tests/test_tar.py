@@ -105,6 +105,7 @@ def test_archive_cut_short_or_garbled_is_named_at_every_place(flat, tmp_path, en
         with pytest.raises(DataError, match=r"bad\.tar") as caught:
             data.load(bad, "all")
         assert "\n" not in str(caught.value)
+        assert ("it is empty" in str(caught.value)) == (length == 0)
     for place in range(150, end, max(1, end // 10)):
         bad.write_bytes(whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :])
         try:

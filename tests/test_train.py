@@ -11,12 +11,13 @@ from conftest import Trained
 from PIL import Image
 
 from deploykit import data
+from deploykit.artifact import Preprocess
 from deploykit.augment import AUGMENTATIONS, augmentation, mix
-from deploykit.checkpoint import read_checkpoint
+from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from deploykit.cli import main
 from deploykit.commands.training import parse_bytes
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError, OutputError, UnknownNameError
+from deploykit.errors import CheckpointError, InputError, OutputError, UnknownNameError
 from deploykit.files import sha256_file
 from deploykit.models import build, names, spec
 from deploykit.preprocess import for_network
@@ -96,6 +97,20 @@ def test_bad_input(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
         train_network("lenet5", train, data.load("shapes-color", "test"), tmp_path / "b", QUICK)
     with pytest.raises(OutputError, match="cannot write"):
         train_network("lenet5", train, test, "/proc/nowhere", QUICK)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_refused_training_leaves_no_folder_of_its_own(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    weights = tmp_path / "other.safetensors"
+    module = build("lenet1", num_classes=2, in_channels=3)
+    write_checkpoint(
+        Checkpoint("lenet1", 2, 3, Preprocess(size=(28, 28)), ("a", "b"), module.state_dict(), {}, "mine"), weights
+    )
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(CheckpointError, match="holds the weights of lenet1"):
+            train_network("lenet5", *small, tmp_path / name, QUICK, weights=weights)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other.safetensors"}  # the user's own folder stays
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.ReadError, EOFError) as problem:
-        reason = "it is empty" if "empty" in str(problem) else "it is cut short, damaged or no tar archive"
+        empty = path.stat().st_size == 0  # "empty header" also stands where a block ends early
+        reason = "it is empty" if empty else "it is cut short, damaged or no tar archive"
         raise DataError(f"{shown} cannot be read: {reason} ({problem}); fetch it again") from problem
     except (tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError) as problem:
         raise DataError(f"{shown} is damaged: {problem}; fetch it again") from problem
