@@ -34,6 +34,7 @@ class CpuRun:
         python: The Python's version there.
         flips: Samples with another top-1, None where the run did not finish.
         agreement: Fraction of the samples with the same top-1.
+        reference_agreement: Fraction with the same top-1 as the reference model's, where one was given.
         max_abs: Largest absolute difference of a logit; None also where a logit is not finite.
         seconds: Loading and running, the process's start left out.
         flipped: Which samples.
@@ -49,6 +50,7 @@ class CpuRun:
     python: str | None = None
     flips: int | None = None
     agreement: float | None = None
+    reference_agreement: float | None = None
     max_abs: float | None = None
     seconds: float | None = None
     flipped: tuple[Flip, ...] = ()
@@ -63,6 +65,7 @@ class Verification(Record):
         onnxruntime: The version of the native run, which ``environment`` describes.
         largest_logit: Largest absolute logit of the native run, to read ``max_abs`` by.
         max_flips: The limit as it was given; ``allowed_flips`` is its number of samples.
+        reference: The model whose native answers ``reference_agreement`` compares with, here those of the native run.
         verdict: ``"same"``, ``"differs"`` (a run flips more than allowed), or ``"incomplete"`` (none does, and one did
             not finish).
     """
@@ -86,5 +89,7 @@ class Verification(Record):
     verdict: str
     runs: tuple[CpuRun, ...]
     seconds: float
+    reference: str | None = None
+    reference_agreement: float | None = None
     network: str | None = None
     warnings: tuple[str, ...] = ()

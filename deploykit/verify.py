@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from deploykit import __version__, environment
 from deploykit.artifact import Preprocess
-from deploykit.classifier import Classifier
+from deploykit.classifier import Classifier, match_classes
 from deploykit.data.dataset import Dataset
 from deploykit.emulation import Job, Machine, machines_of, run_on
 from deploykit.errors import InputError, NotComparableError
@@ -91,6 +91,7 @@ def verify_onnx(
     model: str | os.PathLike[str],
     data: Dataset,
     *,
+    reference: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | str | None = None,
     options: VerifyOptions | None = None,
     progress: Progress = silent,
@@ -100,6 +101,8 @@ def verify_onnx(
     Args:
         model: An ``.onnx`` classifier with one input; never changed.
         data: Real pictures; ``options.samples`` of them are taken.
+        reference: Another model, such as the float one, which runs natively by its own preprocessing: each run's
+            ``reference_agreement`` is the fraction of samples with its top-1, by the classes' names.
         preprocess: For foreign models: a ``Preprocess`` or the name of a preset.
         options: CPUs, samples, limits.
         progress: Called as samples are done.
@@ -110,7 +113,7 @@ def verify_onnx(
     Raises:
         UnknownNameError: No such CPU.
         EmulatorError: An emulator or a root is missing; found out before anything runs.
-        InputError: The model does not take these pictures, or answers NaN natively.
+        InputError: The model does not take these pictures or answers NaN natively, or the reference has other classes.
         DataError: A damaged picture.
     """
     options, start = options or VerifyOptions(), time.perf_counter()
@@ -122,25 +125,39 @@ def verify_onnx(
     fixed = native.session.fixed_batch
     job = Job(Path(model), inputs, fixed or _BATCH, fixed is not None, options.threads)
     samples = _Samples(data, chosen, native.artifact.labels, _natively(native, job, "verify: native", progress))
-    runs = [_unoptimised(Classifier.open(model, optimize=False, **given), job, samples, progress)]
     warnings = list(data.notes)
+    if reference is not None:
+        other = Classifier.open_reference(reference, **given)
+        samples, doubt = _referred(other, native, samples)
+        warnings += [doubt] if doubt else []
+    runs = [_unoptimised(Classifier.open(model, optimize=False, **given), job, samples, progress)]
     for machine in machines:
         run, doubts = _elsewhere(machine, job, samples, options.timeout_s, progress)
         runs.append(run)
         warnings += doubts
-    record = _record(native, chosen, samples, job, options, runs)
+    named = None if reference is None else Path(reference).name
+    record = replace(_record(native, chosen, samples, job, options, runs), reference=named)
     warnings += _version_notes(record)
     return replace(record, warnings=tuple(warnings), seconds=round(time.perf_counter() - start, 3))
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """The pictures that were taken, and what the model answers natively, (N, classes)."""
+    """The pictures that were taken, and what is known of them.
+
+    Attributes:
+        data: Where they are from.
+        chosen: The pictures.
+        labels: The model's names of its classes, if it has any.
+        logits: What the model answers natively, (N, classes).
+        reference: The reference's top-1 among the model's classes, (N,), -1 where the model lacks that class.
+    """
 
     data: Dataset
     chosen: Dataset
     labels: tuple[str, ...]
     logits: NDArray[np.float32]
+    reference: NDArray[np.int64] | None = None
 
     def compared(self, run: CpuRun, logits: NDArray[np.float32]) -> CpuRun:
         """``run`` with its figures for its logits; a row that is not finite counts as another answer."""
@@ -153,9 +170,14 @@ class _Samples:
             run,
             flips=len(differ),
             agreement=1.0 - len(differ) / len(logits),
+            reference_agreement=self.reference_agreement(logits),
             max_abs=largest,
             flipped=tuple(self._flip(int(row), logits, bool(finite[row])) for row in differ),
         )
+
+    def reference_agreement(self, logits: NDArray[np.float32]) -> float | None:
+        """Fraction of the samples with the reference's top-1."""
+        return None if self.reference is None else float((logits.argmax(1) == self.reference).mean())
 
     def _flip(self, row: int, logits: NDArray[np.float32], finite: bool) -> Flip:
         place = int(np.flatnonzero(self.data.rows == self.chosen.rows[row])[0])
@@ -166,6 +188,16 @@ class _Samples:
     def _name(self, index: int) -> str:
         names = self.labels or self.chosen.labels
         return names[index] if len(names) == self.logits.shape[1] else str(index)
+
+
+def _referred(other: Classifier, native: Classifier, samples: _Samples) -> tuple[_Samples, str | None]:
+    """The samples with the top-1 of ``other``, and what is doubtful about how the classes were matched."""
+    names = samples.labels or samples.chosen.labels
+    alike = match_classes(other, samples.chosen.pictures([0]), names, native.artifact.path.name)
+    place = np.full(alike.width, -1, np.int64)
+    place[alike.logit] = np.arange(len(alike.logit))
+    answers = [other.predict(pictures).argmax(1) for pictures, _ in samples.chosen.batches(_BATCH)]
+    return replace(samples, reference=place[np.concatenate(answers)]), alike.warning
 
 
 def _natively(classifier: Classifier, job: Job, stage: str, progress: Progress) -> NDArray[np.float32]:
@@ -246,6 +278,7 @@ def _record(
         batch=job.batch,
         onnxruntime=_runtime_version(),
         largest_logit=float(np.abs(samples.logits).max()),
+        reference_agreement=samples.reference_agreement(samples.logits),
         max_flips=options.max_flips.strip(),
         allowed_flips=allowed,
         verdict=_verdict(runs, allowed),

@@ -132,6 +132,25 @@ def test_an_unoptimised_session_tells_full_range_weights_on_a_cpu_that_saturates
     assert read_record(write_json(tmp_path / "r.json", record.to_document())) == record
 
 
+def test_each_run_is_compared_with_the_reference_by_the_classes_names(tmp_path):
+    """A float model that answers by the brightness of the first pixels, and names its classes in the other order."""
+    given, weights = pictures(), np.zeros((64, 2), np.float32)
+    weights[:, 1] = WEIGHTS[0]  # the class that is "zero" here
+    weights[:, 0] = WEIGHTS[1]
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    ends = ([("x", TensorProto.FLOAT, ["N", 1, 8, 8])], [("y", TensorProto.FLOAT, ["N", 2])])
+    about = {"deploykit.preprocess": json.dumps(UNIT.to_json()), "deploykit.labels": json.dumps(["one", "zero"])}
+    reference = save_graph(tmp_path / "f.onnx", nodes, *ends, [numpy_helper.from_array(weights, "w")], metadata=about)
+    record = verify_onnx(full_range(tmp_path / "m.onnx"), given, reference=reference)
+    assert (record.reference, record.runs[0].reference_agreement) == ("f.onnx", 1.0)
+    assert record.reference_agreement == (0.5 if SATURATES else 1.0)
+    wide = np.zeros((64, 3), np.float32)
+    ends = (ends[0], [("y", TensorProto.FLOAT, ["N", 3])])
+    other = save_graph(tmp_path / "o.onnx", nodes, *ends, [numpy_helper.from_array(wide, "w")])
+    with pytest.raises(InputError, match=r"tells 3 classes apart, m.onnx has 2"):
+        verify_onnx(full_range(tmp_path / "m.onnx"), given, reference=other, preprocess=UNIT)
+
+
 def test_the_report_shows_where_predictions_are_the_same(tmp_path):
     record = verify_onnx(full_range(tmp_path / "m.onnx"), pictures(), options=VerifyOptions(max_flips="100%"))
     same = replace(record, runs=(*record.runs, replace(record.runs[0], cpu="arm64", optimised=True)))

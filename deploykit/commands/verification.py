@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["verify"]
 
+Arm64Root = Annotated[
+    Path | None, typer.Option(help="A folder with an ARM64 Python: root/usr/bin/python3.11, site/onnxruntime.")
+]
+Prepare = Annotated[
+    str | None, typer.Option(help="arm64: build the folder with an ARM64 Python, once, on Debian or Ubuntu.")
+]
 _SHOWN_FLIPS = 10  # of a run; the record has all
 
 
@@ -40,6 +46,9 @@ def verify(
         ),
     ] = "native",
     samples: Annotated[int, typer.Option(help="Pictures, balanced over the classes.")] = 64,
+    reference: Annotated[
+        Path | None, typer.Option(help="Another model, such as the float one; gives the agreement of each run with it.")
+    ] = None,
     max_flips: Annotated[
         str, typer.Option(help="Predictions that may differ in each run: a number, or a share, rounded down.")
     ] = "0.5%",
@@ -49,12 +58,8 @@ def verify(
     timeout: Annotated[float, typer.Option(help="Seconds that one emulated run may take.")] = 1800.0,
     data_dir: DataDir = None,
     preprocess: PreprocessText = None,
-    arm64_root: Annotated[
-        Path | None, typer.Option(help="A folder with an ARM64 Python: root/usr/bin/python3.11, site/onnxruntime.")
-    ] = None,
-    prepare: Annotated[
-        str | None, typer.Option(help="arm64: build the folder with an ARM64 Python, once, on Debian or Ubuntu.")
-    ] = None,
+    arm64_root: Arm64Root = None,
+    prepare: Prepare = None,
     output: RecordOutput = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -85,20 +90,24 @@ def verify(
     )
     if output:
         check_writable(output, overwrite=overwrite)
-    record = _verified(model, (data, split, data_dir), preprocess, options)
+    record = _verified((model, reference), (data, split, data_dir), preprocess, options)
     _tell(record, output, overwrite=overwrite, as_json=as_json)
     _conclude(record)
 
 
 def _verified(
-    model: Path, source: tuple[str, str, Path | None], preprocess: str | None, options: VerifyOptions
+    models: tuple[Path, Path | None],
+    source: tuple[str, str, Path | None],
+    preprocess: str | None,
+    options: VerifyOptions,
 ) -> Verification:
     from deploykit.artifact import Artifact
     from deploykit.verify import verify_onnx
 
-    dataset, how = load_for_model(Artifact.read(model), *source), parse_preprocess(preprocess)
+    (model, reference), how = models, parse_preprocess(preprocess)
+    dataset = load_for_model(Artifact.read(model), *source)
     with progress_bar() as progress:
-        return verify_onnx(model, dataset, preprocess=how, options=options, progress=progress)
+        return verify_onnx(model, dataset, reference=reference, preprocess=how, options=options, progress=progress)
 
 
 def _prepare(what: str, folder: Path | None) -> None:
@@ -132,6 +141,7 @@ def _print(record: Verification) -> None:
     )
     columns = ("CPU", "by", "ONNX Runtime", "flips", "agreement", "largest difference", "seconds")
     print_table(columns, [_row(run) for run in record.runs], left=3)
+    _print_reference(record)
     for run in record.runs:
         if run.flipped:
             print_line()
@@ -141,6 +151,13 @@ def _print(record: Verification) -> None:
             )
         if len(run.flipped) > _SHOWN_FLIPS:
             print_line(f"{_name(run)}: and {len(run.flipped) - _SHOWN_FLIPS} more, which the record names")
+
+
+def _print_reference(record: Verification) -> None:
+    if record.reference is None:
+        return
+    shares = [("native", record.reference_agreement), *((_name(run), run.reference_agreement) for run in record.runs)]
+    print_line(f"agreement with {record.reference}: " + ", ".join(f"{name} {percent_text(x)}" for name, x in shares))
 
 
 def _row(run: CpuRun) -> tuple[str, ...]:
