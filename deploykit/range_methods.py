@@ -21,8 +21,9 @@ _MOST_LEVELS = 1 << 16
 _KL_BINS = 2048  # Migacz 2017, "8-bit Inference with TensorRT"
 _KL_STEP = 16  # of the thresholds, in bins
 _COARSE = 8  # bins merged for the first search by squared error
-_SHARES = 20  # ends tried on each side in the first search
+_SHARES = 16  # ends tried on each side in the first search
 _FINER = 4  # rounds of the second search, each with a quarter of the step
+_NEAR = np.array([-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75])  # of a step
 _LEAST_SHARE = 0.05  # of the values' reach; thresholds below it are never the best of 4 levels or more
 
 
@@ -151,7 +152,7 @@ def _kullback_leibler(true: NDArray[np.float64], other: NDArray[np.float64]) -> 
 def _squared_error(histogram: Histogram, options: RangeOptions) -> Range:
     """The range with the least expected squared error of rounding and clipping; its ends lie on the quantizer's grid.
 
-    A grid over both ends is searched on merged bins, then finer ones around the best of it on all bins.
+    A grid over both ends is searched on merged bins, then ever nearer to the best of it one end at a time, on all bins.
     """
     edges, counts = _magnitudes(histogram) if options.symmetric else histogram.bins()
     search = _Search(options, min(float(edges[0]), 0.0), max(float(edges[-1]), 0.0))
@@ -160,7 +161,8 @@ def _squared_error(histogram: Histogram, options: RangeOptions) -> Range:
     coarse = edges[::_COARSE] if (len(edges) - 1) % _COARSE == 0 else np.append(edges[::_COARSE], edges[-1])
     best = search.best(coarse, _merged(counts, _COARSE), lows, highs)
     for _ in range(_FINER):
-        best = search.best(edges, counts, *search.around(best, step))
+        best = search.best(edges, counts, *search.other_highs(best, step))
+        best = search.best(edges, counts, *search.other_lows(best, step))
         step /= 4.0
     return search.ends(*best)
 
@@ -178,12 +180,17 @@ class _Search:
         lows, highs = np.meshgrid(shares if self.low else np.ones(1), shares if self.high else np.ones(1))
         return lows.ravel(), highs.ravel()
 
-    def around(self, best: Range, step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        near = np.array([-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75]) * step
-        lows = np.clip(best[0] + near, _LEAST_SHARE / 4, 1.0) if self.low else np.ones(1)
-        highs = np.clip(best[1] + near, _LEAST_SHARE / 4, 1.0) if self.high else np.ones(1)
-        grid = np.meshgrid(lows, highs)
-        return grid[0].ravel(), grid[1].ravel()
+    def other_highs(self, best: Range, step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        highs = self._near(best[1], step) if self.high else np.ones(1)
+        return np.full(len(highs), best[0]), highs
+
+    def other_lows(self, best: Range, step: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        lows = self._near(best[0], step) if self.low else np.ones(1)
+        return lows, np.full(len(lows), best[1])
+
+    @staticmethod
+    def _near(share: float, step: float) -> NDArray[np.float64]:
+        return np.clip(share + _NEAR * step, _LEAST_SHARE / 4, 1.0)
 
     def best(
         self,
@@ -201,14 +208,19 @@ class _Search:
         bottom, top = self.low * low, self.high * high
         if self.options.symmetric:
             return -top, top
-        step = (top - bottom) / (self.options.levels - 1)
+        step = self._step(bottom, top)
         below = round(-bottom / step)
         return -below * step, (self.options.levels - 1 - below) * step
+
+    def _step(self, bottom: float, top: float) -> float:
+        """Between two levels; symmetric ranges have one less where their number is even, so that zero is one."""
+        levels = self.options.levels
+        return top / ((levels - 1) // 2) if self.options.symmetric else (top - bottom) / (levels - 1)
 
     def _error(self, edges: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float) -> float:
         """Summed squared error, with the values of a bin spread evenly over it."""
         bottom, top = self.ends(low, high)
-        step = (top - bottom) / (self.options.levels - 1)
+        step = self._step(bottom, top)
         inside = np.clip(edges, bottom, top)
         summed = step**3 * _rounding(inside / step) + (edges - inside) ** 3 / 3.0
         widths = np.diff(edges)

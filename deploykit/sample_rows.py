@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Preprocess
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError
+from deploykit.errors import InputError, OutputError
 from deploykit.preprocess import apply
 
 __all__ = ["ArrayRows", "PictureRows", "Rows", "SpooledRows", "rows_of"]
@@ -71,12 +72,18 @@ class SpooledRows:
 
     @classmethod
     def of(cls, arrays: Iterator[NDArray[Any]]) -> SpooledRows:
-        """Writes what a generator yields, which can be had only once."""
+        """Writes what a generator yields, which can be had only once. Raises: OutputError for a full disk."""
         file, dtype, shape = tempfile.TemporaryFile(prefix="deploykit-"), np.dtype(np.float32), (0,)  # noqa: SIM115
-        for array in _alike(arrays):
-            dtype, shape = array.dtype, (shape[0] + len(array), *array.shape[1:])
-            file.write(np.ascontiguousarray(array).data)
-        return cls(file, dtype, shape)
+        try:
+            for array in _alike(arrays):
+                dtype, shape = array.dtype, (shape[0] + len(array), *array.shape[1:])
+                _write(file, array)
+        except BaseException:
+            file.close()
+            raise
+        rows = cls(file, dtype, shape)
+        weakref.finalize(rows, file.close)
+        return rows
 
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
         """The next ``size`` rows of the file."""
@@ -86,6 +93,16 @@ class SpooledRows:
             self.file.seek(start * (batch.nbytes // len(batch)))
             self.file.readinto(batch.data)  # type: ignore[attr-defined]  # every binary file has it
             yield batch
+
+
+def _write(file: IO[bytes], array: NDArray[Any]) -> None:
+    try:
+        file.write(np.ascontiguousarray(array).data)
+    except OSError as problem:
+        raise OutputError(
+            f"cannot keep the samples of a generator in {tempfile.gettempdir()}: {problem.strerror}; free some space"
+            " there, or let TMPDIR name another folder"
+        ) from problem
 
 
 def rows_of(arrays: Iterable[NDArray[Any]]) -> Rows:
