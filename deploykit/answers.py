@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deploykit.errors import InputError
 from deploykit.runtime import Session
 
-__all__ = ["Difference", "compare_answers", "first_answers"]
+__all__ = ["Difference", "compare_answers", "difference_of", "first_answers"]
 
 
 def first_answers(
@@ -86,3 +86,14 @@ def compare_answers(
         largest = max(largest, float(np.abs(right - other).max()))
     snr = 10.0 * math.log10(signal / noise) if noise > 0.0 and signal > 0.0 else None
     return Difference(agreeing / rows, largest, snr)
+
+
+def difference_of(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> Difference:
+    """The same for answers (N, …) that are at hand."""
+    right, other = wanted.reshape(len(wanted), -1), got.reshape(len(got), -1)
+    signal, noise = float((right**2).sum()), float(((right - other) ** 2).sum())
+    return Difference(
+        agreement=float((right.argmax(1) == other.argmax(1)).mean()),
+        max_abs=float(np.abs(right - other).max()),
+        snr_db=10.0 * math.log10(signal / noise) if noise > 0.0 and signal > 0.0 else None,
+    )

@@ -114,7 +114,7 @@ class _Watched:
 
         pooled = [(name, mean) for name, mean in self.means.items() if name != mean]
         nodes = [onnx.helper.make_node("GlobalAveragePool", [name], [mean]) for name, mean in pooled]
-        extra = addition(self.shapes.graph, [*self.tensors, *self.means.values()], nodes)
+        extra = addition(self.shapes.graph, list(dict.fromkeys((*self.tensors, *self.means.values()))), nodes)
         with with_addition(self.model, extra, weights_beside=self.weights_beside) as (source, folder):
             # Threads that wait actively would take the processor from those that count.
             session = create_session(

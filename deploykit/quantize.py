@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__, environment
@@ -22,11 +22,16 @@ from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError, ModelFileError, UnknownNameError
 from deploykit.figures import byte_text, percent_text
 from deploykit.files import atomic_path, check_writable
+from deploykit.float_model import FloatModel, opened_float_model
 from deploykit.graph.precision import QUANTIZED_OPERATORS
 from deploykit.graph.weights import check_weights, stored_bytes
+from deploykit.integer_model import EFFORTS, IntegerModels
+from deploykit.preprocess import apply
 from deploykit.progress import Progress, silent
+from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
+from deploykit.recipes import RECIPES, Recipe, recipe_for
 from deploykit.results import Quantization
-from deploykit.runtime import create_session, filled
+from deploykit.runtime import create_session
 from deploykit.runtime_errors import mapped, one_line
 
 if TYPE_CHECKING:
@@ -34,38 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
-_OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
-_OLDEST_IR = 4  # below, every weight has to be an input of the graph, and the new scales are none
 _MOST_BYTES = 2**31  # of one protobuf message
 _SEEDS = 2**32
 _SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
-_OWN_KEYS = ("onnx.infer", "onnx.quant.pre_process")  # what ONNX Runtime's quantizer writes of itself
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a recipe rounds: the arguments of ONNX Runtime's static quantizer that decide it."""
-
-    name: str
-    summary: str
-    activation: str
-    weight: str
-    per_channel: bool
-    reduce_range: bool
-
-
-RECIPES = {
-    "int8": Recipe(
-        "int8",
-        "static QDQ, uint8 activations, 7-bit per-channel weights: the same answers on every CPU",
-        activation="QUInt8",
-        weight="QInt8",
-        per_channel=True,
-        # Without VNNI, x86 adds two products of u8 × s8 in 16 bits and saturates (VPMADDUBSW); weights of 7 bits
-        # cannot: 2 · 255 · 64 < 2¹⁵. docs/decisions.md has the figures.
-        reduce_range=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -73,26 +49,57 @@ class QuantizeOptions:
     """How to quantize, validated.
 
     Attributes:
-        recipe: Name in ``RECIPES``.
+        recipe: Name in ``RECIPES``; None takes the target's, or int8.
+        target: Name in ``TARGETS``: where the model is going to run.
+        effort: Name in ``EFFORTS``: how much work goes into accuracy.
+        max_drop: Fraction of top-1 that may be lost on held-out samples; layers stay in float until it is met. None
+            measures no drop.
+        never_slower: Whether a form that is slower than the float model on this machine is replaced by one that is not.
         samples: Calibration samples taken from a dataset, balanced over its classes.
+        held_out: Samples of the same dataset, next to those, on which the drop is measured.
         seed: Fixes which ones; from 0 to 2³² − 1.
         batch_size: Samples a calibration call, unless the model fixes it.
+        keep_float: Names of layers that stay in float in any case.
+        without: Rewrites of the float graph that are left out (``graph.rewrites``).
     """
 
-    recipe: str = "int8"
+    recipe: str | None = None
+    target: str | None = None
+    effort: str = "medium"
+    max_drop: float | None = None
+    never_slower: bool = False
     samples: int = 256
+    held_out: int = 512
     seed: int = 0
     batch_size: int = 32
+    keep_float: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise UnknownNameError("recipe", self.recipe, RECIPES)
-        if self.samples < 1:
-            raise InputError(f"{self.samples} calibration samples; allowed: 1 or more")
+        chosen = self.chosen
+        if self.effort not in EFFORTS:
+            raise UnknownNameError("effort", self.effort, EFFORTS)
+        for name in ("samples", "held_out"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{getattr(self, name)} {_WORDS[name]} samples; allowed: 1 or more")
         if self.batch_size < 1:
             raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
         if not 0 <= self.seed < _SEEDS:
             raise InputError(f"seed {self.seed}; allowed: 0 to {_SEEDS - 1}")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to below 1")
+        if chosen.budgeted and self.max_drop is None:
+            raise InputError(f"recipe {chosen.name} without a largest drop; give one, such as 0.5 points")
+        if chosen.precision == "fp16" and self.max_drop is not None:
+            raise InputError(f"recipe {chosen.name} has no layers to leave in float; the largest drop is for int8")
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe, by name or by target. Raises: UnknownNameError, InputError."""
+        return recipe_for(self.recipe, self.target)
+
+
+_WORDS = {"samples": "calibration", "held_out": "held-out"}
 
 
 def quantize_onnx(
@@ -110,16 +117,16 @@ def quantize_onnx(
 
     Args:
         model: A float ``.onnx`` with one input.
-        output: The ``.onnx`` to write.
+        output: The ``.onnx`` to write. Where no integer form meets the options, it is the float model.
         calibration: Real pictures, preprocessed as the model says; or batches (n, …) of inputs ready to be fed.
         recipe: Short for ``options.recipe``.
         preprocess: For foreign models: a ``Preprocess`` or the name of a preset.
-        options: Recipe, number of samples, seed.
+        options: Recipe, effort, budget, number of samples, seed.
         overwrite: Replace an existing file.
         progress: Called after each calibration batch.
 
     Returns:
-        The record: sizes, and the difference from the float model on the calibration samples.
+        The record: sizes, what was chosen and why, and the difference from the float model on the calibration samples.
 
     Raises:
         ModelFileError: The model is unreadable, holds NaN weights, or has nothing to quantize.
@@ -129,23 +136,26 @@ def quantize_onnx(
     """
     options, start, target = options or QuantizeOptions(), time.perf_counter(), Path(output)
     options = replace(options, recipe=recipe) if recipe else options
-    chosen = RECIPES[options.recipe]
     if target.resolve() == Path(model).resolve():
         raise InputError(f"{target} is the model itself, which is never changed; give another output path")
     check_writable(target, overwrite=overwrite)
     source = load_model(model)
     parent = Artifact.of_model(source, Path(model))
     _check_quantizable(source, parent)
-    samples = _samples(parent, calibration, options, preprocess)
-    quantized = _quantize(source, parent, samples, chosen, options, progress)
-    child = replace(parent, version=__version__, precision="int8", recipe=chosen.name, parity=None)
-    replace(child, parent_sha256=parent.sha256, preprocess=samples.preprocess or parent.preprocess).stamp(quantized)
+    samples, held_out = _samples(parent, calibration, options, preprocess)
+    with (
+        _one_line(parent.path),
+        opened_float_model(source, parent, batch_size=options.batch_size, without=options.without) as prepared,
+    ):
+        choice, quantized = _chosen(prepared, samples, held_out, options, progress)
+    _stamp(quantized, source, parent, samples, options.chosen, choice)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
         made = replace(Artifact.read(aside), path=target)  # checked before it is moved into place
         figures = _compared(parent, aside, samples)
-    warnings = _doubts(parent, made, figures)
-    return _record(parent, made, replace(samples, warnings=(*samples.warnings, *warnings)), figures, start)
+    warnings = (*samples.warnings, *choice.notes, *_doubts(parent, made, figures, choice))
+    figures |= _figures_of(choice, options, held_out)
+    return _record(parent, made, replace(samples, warnings=warnings), figures, start)
 
 
 def _samples(
@@ -153,12 +163,77 @@ def _samples(
     calibration: Dataset | Iterable[NDArray[Any]],
     options: QuantizeOptions,
     preprocess: Preprocess | str | None,
-) -> Calibration:
+) -> tuple[Calibration, HeldOut | None]:
     if not isinstance(calibration, Dataset):
-        return calibration_from_arrays(parent, calibration)
-    return calibration_from_dataset(
+        samples = calibration_from_arrays(parent, calibration)
+        return samples, None if options.max_drop is None else HeldOut(list(samples.batches(64)), None)
+    samples = calibration_from_dataset(
         parent, calibration, samples=options.samples, seed=options.seed, preprocess=preprocess
     )
+    return samples, None if options.max_drop is None else _held_out(parent, calibration, samples, options)
+
+
+def _held_out(parent: Artifact, data: Dataset, samples: Calibration, options: QuantizeOptions) -> HeldOut:
+    """The pictures next to the calibration samples; those samples themselves where there are no others."""
+    both = data.take(len(samples) + options.held_out, seed=options.seed)
+    rest = replace(both, targets=both.targets[len(samples) :], rows=both.rows[len(samples) :])
+    seen = rest if len(rest.targets) else both
+    if samples.preprocess is None:
+        raise AssertionError("samples of a dataset were preprocessed")
+    batches = [apply(samples.preprocess, pictures) for pictures, _ in seen.batches(64)]
+    known = tuple(seen.labels) == tuple(parent.labels) if parent.labels else False
+    return HeldOut(batches, np.asarray(seen.targets) if known else None)
+
+
+def _chosen(
+    prepared: FloatModel,
+    samples: Calibration,
+    held_out: HeldOut | None,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[Choice, onnx.ModelProto]:
+    import onnx
+
+    kept = _known_layers(prepared, options.keep_float)
+    models = IntegerModels(prepared, options.chosen, samples, effort=options.effort, keep_float=kept, progress=progress)
+    choice = best_ranges(models)
+    if held_out is not None and options.max_drop is not None:
+        choice = within_budget(models, choice, held_out, options.max_drop, progress=progress)
+    if options.never_slower and not choice.kept_float:
+        with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
+            choice = never_slower(models, choice, Path(folder))
+    if not choice.kept_float:
+        return choice, models.build(choice.method, without=choice.float_layers)
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(prepared.proto)
+    return choice, quantized
+
+
+def _known_layers(prepared: FloatModel, names: Iterable[str]) -> tuple[str, ...]:
+    layers = {node.name for node in prepared.proto.graph.node}
+    for name in names:
+        if name not in layers:
+            raise UnknownNameError("layer", name, layers)
+    return tuple(names)
+
+
+def _stamp(
+    quantized: onnx.ModelProto,
+    source: onnx.ModelProto,
+    parent: Artifact,
+    samples: Calibration,
+    recipe: Recipe,
+    choice: Choice,
+) -> None:
+    """Other tools' metadata stay; value infos go, which only add bytes."""
+    del quantized.graph.value_info[:]
+    del quantized.metadata_props[:]
+    for entry in source.metadata_props:
+        quantized.metadata_props.add(key=entry.key, value=entry.value)
+    mixed = recipe.precision == "int8" and choice.float_layers
+    precision = "fp32" if choice.kept_float else "mixed" if mixed else recipe.precision
+    child = replace(parent, version=__version__, precision=precision, recipe=recipe.name, parity=None)
+    replace(child, parent_sha256=parent.sha256, preprocess=samples.preprocess or parent.preprocess).stamp(quantized)
 
 
 def _record(
@@ -172,6 +247,7 @@ def _record(
         parent=parent.path.name,
         parent_sha256=parent.sha256,
         recipe=str(child.recipe),
+        precision=str(child.precision),
         calibration=samples.name,
         calibration_digest=samples.digest,
         calibration_samples=len(samples),
@@ -184,11 +260,24 @@ def _record(
     )
 
 
+def _figures_of(choice: Choice, options: QuantizeOptions, held_out: HeldOut | None) -> dict[str, Any]:
+    return {
+        "effort": options.effort,
+        "ranges": choice.method,
+        "float_layers": choice.float_layers,
+        "kept_float": choice.kept_float,
+        "sensitivity": tuple(asdict(harm) for harm in choice.ranking),
+        "held_out_samples": 0 if held_out is None else sum(map(len, held_out.batches)),
+        "held_out_drop": choice.drop,
+        "speedup": choice.speed,
+    }
+
+
 def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
     operators = {node.op_type for node in model.graph.node}
     if found := sorted(operators & QUANTIZED_OPERATORS):
         raise InputError(f"{parent.path} is quantized already (it has {', '.join(found)}); give the float model")
-    # Weights that are Constant nodes count too: ONNX Runtime's pre-processing makes initializers of them.
+    # Weights that are Constant nodes count too: a rewrite makes initializers of them.
     if not any(constant.is_float for constant in check_weights(model, parent.path).stored.values()):
         raise ModelFileError(f"{parent.path} has no float weights; there is nothing to quantize")
     if model.ByteSize() >= _MOST_BYTES:
@@ -197,129 +286,17 @@ def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
         raise InputError(f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize float32 models")
 
 
-class _Reader:
-    """ONNX Runtime's calibration reader: one batch after another, with progress."""
-
-    def __init__(self, name: str, samples: Calibration, size: int, progress: Progress) -> None:
-        self._feeds = self._read(name, samples, size, progress)
-
-    @staticmethod
-    def _read(name: str, samples: Calibration, size: int, progress: Progress) -> Iterator[dict[str, NDArray[Any]]]:
-        done, total = 0, len(samples)
-        for batch in samples.batches(size):
-            done += len(batch)
-            progress("calibrate", done, total)
-            # A model with a fixed batch gets its last one filled up with copies, which widen no range.
-            yield {name: filled(batch, size)}
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(self._feeds, None)
-
-
-def _quantize(
-    model: onnx.ModelProto,
-    parent: Artifact,
-    samples: Calibration,
-    recipe: Recipe,
-    options: QuantizeOptions,
-    progress: Progress,
-) -> onnx.ModelProto:
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    CalibrationDataReader.register(_Reader)  # an abstract base class that our reader need not inherit at import
-    shape = parent.inputs[0].shape
-    size = shape[0] if shape and isinstance(shape[0], int) else min(options.batch_size, len(samples))
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, _quiet(), _one_line(parent.path):
-        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
-        # Given as a path: a model in memory would have its weights moved into a file that is gone afterwards.
-        quant_pre_process(str(_one_file(model, parent, Path(folder))), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            made,
-            _Reader(parent.inputs[0].name, samples, size, progress),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType[recipe.activation],
-            weight_type=QuantType[recipe.weight],
-            per_channel=recipe.per_channel,
-            reduce_range=recipe.reduce_range,
-        )
-        quantized: onnx.ModelProto = onnx.load(made)
-    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise ModelFileError(f"{parent.path} has no operator that {recipe.name} can quantize")
-    _restore_frame(quantized, model)
-    return quantized
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantizer advises through the root logger and stderr; our records say what matters."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)  # fatal, as ``runtime`` has it
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
     """What ONNX and ONNX Runtime raise at models that they did not foresee, as ModelFileError."""
     import onnx
 
     foreseen = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.version_converter.ConvertError)
-    unforeseen = (AssertionError, AttributeError, LookupError, TypeError)
     try:
         with mapped(f"cannot quantize {path}", "cpu", ""):
             yield
-    except (*foreseen, *unforeseen) as problem:
-        reason = one_line(problem) or type(problem).__name__
-        raise ModelFileError(f"cannot quantize {path}: {reason}") from problem
-
-
-def _one_file(model: onnx.ModelProto, parent: Artifact, folder: Path) -> Path:
-    """A copy in ``folder`` as ONNX Runtime's pre-processing needs it.
-
-    Its weights lie in it, none of them is an input of the graph, and its operator set is new enough for one scale a
-    channel.
-    """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model if parent.opset >= _OLDEST_OPSET else _raised(model, parent))
-    copy.ir_version = max(copy.ir_version, _OLDEST_IR)
-    weights = {tensor.name for tensor in copy.graph.initializer}
-    for value in [value for value in copy.graph.input if value.name in weights]:
-        copy.graph.input.remove(value)
-    onnx.save(copy, path := folder / "one-file.onnx")
-    return path
-
-
-def _raised(model: onnx.ModelProto, parent: Artifact) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        return onnx.version_converter.convert_version(model, _OLDEST_OPSET)
-    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as problem:
-        raise ModelFileError(
-            f"{parent.path} has opset {parent.opset}, which ONNX cannot raise to the {_OLDEST_OPSET} that quantization"
-            f" needs ({one_line(problem)}); export it with opset {_OLDEST_OPSET} or later"
-        ) from problem
-
-
-def _restore_frame(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Keeps other tools' metadata of the float model, and drops value infos, which only add bytes."""
-    own = {entry.key: entry.value for entry in quantized.metadata_props if entry.key in _OWN_KEYS}
-    quantized.ir_version = max(quantized.ir_version, _OLDEST_IR)
-    del quantized.graph.value_info[:]
-    del quantized.metadata_props[:]
-    for key, value in ({entry.key: entry.value for entry in model.metadata_props} | own).items():
-        quantized.metadata_props.add(key=key, value=value)
+    except foreseen as problem:
+        raise ModelFileError(f"cannot quantize {path}: {one_line(problem)}") from problem
 
 
 def _compared(parent: Artifact, candidate: Path, samples: Calibration) -> dict[str, Any]:
@@ -333,10 +310,10 @@ def _compared(parent: Artifact, candidate: Path, samples: Calibration) -> dict[s
     return {**figures, "unoptimised_agreement": alike.agreement}
 
 
-def _doubts(parent: Artifact, child: Artifact, figures: dict[str, Any]) -> Iterator[str]:
+def _doubts(parent: Artifact, child: Artifact, figures: Mapping[str, Any], choice: Choice) -> Iterator[str]:
     """What a reader has to know of the quantized file."""
     float_bytes = stored_bytes(parent.path)
-    if child.file_bytes >= float_bytes:
+    if child.file_bytes >= float_bytes and not choice.kept_float:
         yield (
             f"the quantized file is not smaller: {byte_text(child.file_bytes)}, the float file has"
             f" {byte_text(float_bytes)}; scales and nodes outweigh what the weights save"
@@ -346,5 +323,5 @@ def _doubts(parent: Artifact, child: Artifact, figures: dict[str, Any]) -> Itera
             f"with and without ONNX Runtime's optimisations only {percent_text(figures['unoptimised_agreement'])} of"
             " the samples have the same top-1; its integer kernels may be wrong on this processor"
         )
-    if parent.opset < _OLDEST_OPSET:
+    if child.opset != parent.opset:
         yield f"the operator set was raised from {parent.opset} to {child.opset}, which quantization needs"

@@ -204,7 +204,11 @@ class Quantization(Record):
     ``agreement`` is the fraction of the compared samples with the same top-1; ``snr_db`` the signal-to-noise ratio
     of the first output in decibels; ``max_abs`` its largest absolute difference. ``unoptimised_agreement`` is the
     fraction with the same top-1 when the quantized model runs without the runtime's optimisations, which replace the
-    quantized nodes by integer kernels; None in records of versions that did not compare them.
+    quantized nodes by integer kernels; None in records of versions that did not compare them. ``float_layers`` were
+    left in float; ``kept_float`` says that the file is the float model, as no integer form met what was asked.
+    ``sensitivity`` holds each layer's harm, the worst first (``sensitivity.LayerHarm``); ``held_out_drop`` is the
+    fraction of top-1 lost on samples that calibration did not see; ``speedup`` the float model's median latency over
+    the file's, on the machine of the record.
     """
 
     kind: ClassVar[str] = "quantization"
@@ -225,6 +229,15 @@ class Quantization(Record):
     snr_db: float | None
     seconds: float
     unoptimised_agreement: float | None = None
+    precision: str = "int8"
+    effort: str = "low"
+    ranges: str = "minmax"
+    float_layers: tuple[str, ...] = ()
+    kept_float: bool = False
+    sensitivity: tuple[Mapping[str, Any], ...] = ()
+    held_out_samples: int = 0
+    held_out_drop: float | None = None
+    speedup: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -1,8 +1,7 @@
-"""``export`` and ``quantize``."""
+"""``export``."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +21,10 @@ from deploykit.commands.options import (
     parse_preprocess,
     parse_shape,
 )
-from deploykit.figures import byte_text, percent_text
-from deploykit.terminal import note, print_json, print_line, progress_bar
+from deploykit.figures import byte_text
+from deploykit.terminal import note, print_json, print_line
 
-__all__ = ["export", "quantize"]
+__all__ = ["export"]
 
 
 def export(
@@ -87,58 +86,4 @@ def export(
     print_line(
         f"{output}: {byte_text(artifact.file_bytes)}, opset {artifact.opset}; equals PyTorch within"
         f" {parity['max_abs']:.2g} on {parity['samples']} pictures of {parity['pictures']}"
-    )
-
-
-def quantize(
-    model: Annotated[Path, typer.Argument(help="The float .onnx.")],
-    output: Output,
-    calibrate: Annotated[str, typer.Option(help="Real pictures: a dataset's name, a folder or an .npz.")],
-    recipe: Annotated[str, typer.Option(help="int8.")] = "int8",
-    samples: Annotated[int, typer.Option(help="Calibration samples, balanced over the classes.")] = 256,
-    split: Annotated[str, typer.Option(help="Split to calibrate on: train, test or all.")] = "train",
-    seed: Annotated[int, typer.Option(help="Fixes which samples are taken.")] = 0,
-    data_dir: DataDir = None,
-    preprocess: PreprocessText = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Quantize a model; writes the .onnx and, beside it, the record of the comparison with the float model.
-
-    Example: deploykit quantize lenet5.onnx -o lenet5.int8.onnx --calibrate mnist
-    """
-    from deploykit import data as room
-    from deploykit.artifact import Artifact
-    from deploykit.files import check_writable, write_json
-    from deploykit.quantize import QuantizeOptions, quantize_onnx
-
-    options = QuantizeOptions(recipe=recipe, samples=samples, seed=seed)
-    beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
-    for target in (output, beside):
-        check_writable(target, overwrite=overwrite)
-    artifact = Artifact.read(model)
-    dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
-    with progress_bar() as progress:
-        record = quantize_onnx(
-            model,
-            output,
-            calibration=dataset,
-            preprocess=parse_preprocess(preprocess),
-            options=options,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    with ExitStack() as undo:  # no model without its record
-        undo.callback(output.unlink, missing_ok=True)
-        write_json(beside, record.to_document(), overwrite=overwrite)
-        undo.pop_all()
-    for warning in record.warnings:
-        note(f"warning: {warning}")
-    if as_json:
-        print_json(record.to_document())
-        return
-    ratio = record.file_bytes / record.parent_bytes
-    print_line(
-        f"{output}: {byte_text(record.file_bytes)}, {ratio:.2f} of the float file; same"
-        f" top-1 on {percent_text(record.agreement)} of {record.compared_samples} calibration samples"
     )
