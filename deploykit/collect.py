@@ -79,7 +79,7 @@ def collect_statistics(
     watched = _Watched.of(model, tensors, channel_means)
     session = watched.session(threads)
     seen = _Seen(watched, histogram)
-    size, done = session.fixed_batch or watched.batch_size(batch_size), 0
+    size, done = session.fixed_batch or watched.batch_size(batch_size, session, samples), 0
     with ThreadPoolExecutor(session.threads) as pool:
         for batch in samples.batches(size):
             seen.add(watched.values(session, batch), len(batch), pool)
@@ -95,41 +95,54 @@ class _Watched:
     """A model, and the tensors that are looked at; ``means`` has the output that stands for a tensor's means."""
 
     model: Any
-    shapes: Shapes
+    extra: onnx.ModelProto
     weights_beside: bool
     tensors: tuple[str, ...]
     means: Mapping[str, str]
+    sample_bytes: int | None
 
     @classmethod
     def of(cls, model: Any, tensors: Sequence[str] | None, channel_means: Sequence[str]) -> _Watched:
-        message = load_model(model, external_data=False) if isinstance(model, (str, os.PathLike)) else model
-        shapes = infer(message, {})
-        beside = any(tensor.external_data for tensor in message.graph.initializer)
-        wanted = float_tensors(shapes.graph, shapes.types) if tensors is None else tuple(dict.fromkeys(tensors))
-        check_tensors(message.graph, [*wanted, *channel_means])
-        return cls(model, shapes, beside, wanted, {name: _mean_of(name, shapes) for name in channel_means})
-
-    def session(self, threads: int | None) -> Session:
         import onnx
 
-        pooled = [(name, mean) for name, mean in self.means.items() if name != mean]
+        message = load_model(model, external_data=False) if isinstance(model, (str, os.PathLike)) else model
+        graph, shapes = message.graph, infer(message, {})
+        wanted = float_tensors(graph, shapes.types) if tensors is None else tuple(dict.fromkeys(tensors))
+        check_tensors(graph, [*wanted, *channel_means])
+        means = {name: _mean_of(name, shapes) for name in channel_means}
+        pooled = [(name, mean) for name, mean in means.items() if name != mean]
         nodes = [onnx.helper.make_node("GlobalAveragePool", [name], [mean]) for name, mean in pooled]
-        extra = addition(self.shapes.graph, list(dict.fromkeys((*self.tensors, *self.means.values()))), nodes)
-        with with_addition(self.model, extra, weights_beside=self.weights_beside) as (source, folder):
+        given = [*wanted, *(mean for name, mean in means.items() if name == mean and name not in wanted)]
+        sizes = [shapes.size_bytes(name) for name in given]
+        return cls(
+            model=model,
+            extra=addition(graph, [*given, *(mean for _, mean in pooled)], nodes),
+            weights_beside=any(tensor.external_data for tensor in graph.initializer),
+            tensors=wanted,
+            means=means,
+            sample_bytes=None if None in sizes else sum(filter(None, sizes)),
+        )
+
+    def session(self, threads: int | None) -> Session:
+        with with_addition(self.model, self.extra, weights_beside=self.weights_beside) as (source, folder):
             # Threads that wait actively would take the processor from those that count.
             session = create_session(
                 source, threads=threads, spinning=False, record_placement=False, weights_folder=folder
             )
+        if len(session.inputs) != 1:
+            raise InputError(f"the model has {len(session.inputs)} inputs; calibration feeds models with exactly one")
         types = {value.name: value.dtype for value in (*session.inputs, *session.outputs)}
         for name in (*self.tensors, *self.means):
             if types.get(name, "float32") not in _FLOATS:
                 raise InputError(f"the tensor {name!r} is {types[name]}; allowed: {', '.join(_FLOATS)}")
         return session
 
-    def batch_size(self, most: int) -> int:
-        """As many samples as keep the tensors that leave the runtime small."""
-        size = sum(self.shapes.size_bytes(name) or 0 for name in {*self.tensors, *self.means.values()})
-        return max(1, min(most, _BATCH_BYTES // max(1, size)))
+    def batch_size(self, most: int, session: Session, samples: Samples) -> int:
+        """As many samples as keep the tensors that leave the runtime small; where sizes are unknown, one is run."""
+        size = self.sample_bytes
+        if size is None and (first := next(iter(samples.batches(1)), None)) is not None:
+            size = sum(values.nbytes for values in self.values(session, first).values())
+        return max(1, min(most, _BATCH_BYTES // (size or 1)))
 
     def values(self, session: Session, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """All that is looked at, for one batch; of the last one of a fixed size only what belongs to real samples."""
@@ -140,8 +153,11 @@ class _Watched:
 
 
 def _mean_of(name: str, shapes: Shapes) -> str:
-    """Planes are averaged in the graph, so that they need not leave it."""
-    return f"deploykit.mean.{name}" if len(shapes.dims.get(name, ())) > 2 else name
+    """Planes are averaged in the graph, so that they need not leave it; the runtime does so in float32."""
+    import onnx
+
+    planes = len(shapes.dims.get(name, ())) > 2 and shapes.types.get(name) == onnx.TensorProto.FLOAT
+    return f"deploykit.mean.{name}" if planes else name
 
 
 def _of_rows(values: NDArray[Any], rows: int, fed: int) -> NDArray[Any]:

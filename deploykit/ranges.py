@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ class Statistics:
         held = self.channel_sums[name]
         return held.sums / held.samples
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.extremes)
 
     def merge(self, other: Statistics) -> Statistics:
@@ -124,11 +126,11 @@ class Statistics:
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Reads what ``save`` has written. Raises: InputError for another file or another version."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 return cls._of(json.loads(str(arrays["header"])), arrays)
         except FileNotFoundError as problem:
             raise InputError(f"no such file: {path}") from problem
-        except (OSError, ValueError, LookupError, TypeError) as problem:
+        except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
             raise InputError(f"{path} holds no statistics of a calibration; expected {_SCHEMA}") from problem
 
     @classmethod
@@ -150,9 +152,9 @@ class Statistics:
 
 
 def _ends(low: float, high: float) -> Histogram:
-    """A histogram of the two ends alone, which is all that ``minmax`` looks at."""
+    """A histogram that knows the two ends alone, which is all that ``minmax`` looks at."""
     ends = Histogram()
-    ends.add(np.array([low, high]))
+    ends.low, ends.high = low, high
     return ends
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 from tiny_onnx import conv_chain, matmul, save_graph
 
-from deploykit import data
+from deploykit import collect, data
 from deploykit.artifact import Artifact
 from deploykit.calibrate import calibration_from_arrays, calibration_from_dataset
 from deploykit.collect import collect_statistics
@@ -141,7 +141,7 @@ def test_copies_that_fill_a_fixed_batch_do_not_count(tmp_path: Path) -> None:
 
 
 def _logarithm(path: Path) -> Path:
-    """NaN where the input is below zero, -inf where it is zero; the ReLU before the output hides neither."""
+    """NaN where the input is above zero, -inf where it is zero, which the output does not show any more."""
     nodes = [
         helper.make_node("Neg", ["x"], ["minus"]),
         helper.make_node("Log", ["minus"], ["log"]),
@@ -199,6 +199,43 @@ def test_all_tensors_are_those_in_float_that_vary(tmp_path: Path) -> None:
         "x",
         "y",
     }
+
+
+def test_local_functions(tmp_path: Path) -> None:
+    """Tensors of the main graph are looked at; those within a function have no names there."""
+    nodes = [helper.make_node("Twice", ["x"], ["t"], domain="own"), helper.make_node("Relu", ["t"], ["y"])]
+    ends = [("x", TensorProto.FLOAT, ["N", 3])], [("y", TensorProto.FLOAT, ["N", 3])]
+    model = onnx.load(save_graph(tmp_path / "m.onnx", nodes, *ends))
+    inner = [helper.make_node("Neg", ["a"], ["m"]), helper.make_node("Sub", ["a", "m"], ["b"])]
+    opsets = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("own", "Twice", ["a"], ["b"], inner, opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    found = collect_statistics(model, None, Rows(ROWS[:4, 0, 0, :3]), histogram=False, channel_means=["t"])
+    assert set(found) == {"x", "t", "y"}
+    assert found.extremes["t"] == tuple(2 * end for end in found.extremes["x"])
+
+
+def test_sizes_that_only_samples_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of any size: one is run to find out how many tensors fit."""
+    path = conv_chain(tmp_path / "m.onnx", size="side")
+    sizes: list[int] = []
+
+    class Watched(Rows):
+        def batches(self, size: int) -> Iterator[np.ndarray]:
+            sizes.append(size)
+            return super().batches(size)
+
+    monkeypatch.setattr(collect, "_BATCH_BYTES", 4 * 3 * 16 * 24 * 24 * 4)  # four samples of three tensors
+    found = collect_statistics(path, None, Watched(ROWS), histogram=True)
+    assert sizes == [1, 4]
+    assert found.histograms["y1"].total == ROWS.size
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    ends = [(name, TensorProto.FLOAT, ["N", 3]) for name in "ab"], [("y", TensorProto.FLOAT, ["N", 3])]
+    path = save_graph(tmp_path / "m.onnx", [helper.make_node("Add", ["a", "b"], ["y"])], *ends)
+    with pytest.raises(InputError, match="has 2 inputs"):
+        collect_statistics(path, None, Rows(ROWS[:4, 0, 0, :3]), histogram=False)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

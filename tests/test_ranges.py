@@ -53,16 +53,23 @@ def _newer(path: Path) -> None:
     np.savez(path, **(held | {"header": np.array(json.dumps(header))}))
 
 
+def _cut_short(path: Path) -> None:
+    content = _statistics(VALUES).save(path).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
 @pytest.mark.parametrize(
     ("write", "says"),
     [
         (_newer, "schema 'deploykit.statistics/9'; this version reads deploykit.statistics/1"),
+        (_cut_short, "holds no statistics of a calibration"),
+        (lambda path: path.write_bytes(b""), "holds no statistics of a calibration"),
         (lambda path: path.write_bytes(b"no archive"), "holds no statistics of a calibration"),
         (lambda path: np.savez(path, images=np.zeros(3)), "holds no statistics of a calibration"),
         (lambda path: np.savez(path, header=np.array([{}], object)), "holds no statistics of a calibration"),
         (lambda path: None, "no such file"),
     ],
-    ids=["newer", "no-archive", "other-archive", "pickle", "missing"],
+    ids=["newer", "cut-short", "empty", "no-archive", "other-archive", "pickle", "missing"],
 )
 def test_other_files_are_refused(write: object, says: str, tmp_path: Path) -> None:
     write(tmp_path / "s.npz")  # type: ignore[operator]
