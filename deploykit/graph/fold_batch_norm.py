@@ -96,7 +96,7 @@ def _bias_of(node: onnx_ir.Node, channels: int) -> Numbers | None:
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return np.zeros(channels)
     arrays = float_arrays(node.inputs[2:3])
-    if arrays is None or arrays[0].size not in (1, channels) or arrays[0].shape[-1:] not in ((), (1,), (channels,)):
+    if arrays is None or not (arrays[0].size == 1 or arrays[0].shape in ((channels,), (1, channels))):
         return None
     beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     return np.array(np.broadcast_to(arrays[0].reshape(-1), channels)) * beta

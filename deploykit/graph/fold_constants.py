@@ -86,6 +86,10 @@ def _results(model: onnx_ir.Model, node: onnx_ir.Node) -> list[NDArray[Any]] | N
     allowed = max(_MOST_BYTES, sum(array.nbytes for array in arrays if array is not None))
     if node.op_type in _GROWING and not _is_known_below(node.outputs[0], allowed):
         return None
+    if node.op_type == "Div" and any(
+        np.issubdtype(a.dtype, np.integer) and (a < 0).any() for a in arrays if a is not None
+    ):
+        return None  # the standard cuts towards zero, numpy goes down
     feeds = {str(value.name): array for value, array in zip(given, arrays, strict=True)}
     results = _computed(node, feeds, opset_of(model))
     return results if results and sum(result.nbytes for result in results) <= allowed else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.graph.editing import array_of, nodes_of_model, only_reader, operator, rank_of, replace_node
+from deploykit.graph.editing import array_of, nodes_of_model, only_reader, operator, rank_of, remove, replace_node
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -30,14 +30,9 @@ def _convert(node: onnx_ir.Node) -> bool:
         return False
     bias = next(value for value in add.inputs if value is not node.outputs[0])
     numbers = array_of(bias)
-    if (
-        numbers is None
-        or numbers.size not in (1, weight.shape[1])
-        or numbers.shape[-1:] not in ((), (1,), (weight.shape[1],))
-    ):
+    channels = weight.shape[1]
+    if numbers is None or numbers.shape not in ((), (1,), (1, 1), (channels,), (1, channels)):
         return False
-    if numbers.ndim > 2 or numbers.dtype != weight.dtype:
-        return False
-    gemm = operator("Gemm", [*node.inputs, bias], name=node.name)
-    replace_node(add, gemm)
+    replace_node(add, operator("Gemm", [*node.inputs, bias], name=node.name))
+    remove(node)
     return True
