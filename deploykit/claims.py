@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deploykit import __version__, environment
@@ -86,16 +87,18 @@ def measure_claims(
     options = options or ClaimsOptions()
     wanted = options.networks or tuple(name for name in names() if not _is_twin(name))
     profiles = {name: profile_network(name) for name in dict.fromkeys((*NETWORKS_NEEDED, *wanted))}
-    costs = []
+    parts = []
     for done, name in enumerate(wanted):
         progress("claims", done, len(wanted))
-        costs.append(_kept(Path(work), profiles[name], options) if work else _measured(profiles[name], options))
+        parts.append(_kept(Path(work), profiles[name], options) if work else _measured(profiles[name], options))
     progress("claims", len(wanted), len(wanted))
+    days = sorted({part.measured_on for part in parts} - {""})
     return Claims(
         deploykit=__version__,
         environment=environment.describe(),
         statements=published_statements(profiles),
-        networks=tuple(costs),
+        networks=tuple(part.networks[0] for part in parts),
+        measured_on=" to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
     )
 
 
@@ -103,26 +106,26 @@ def _is_twin(name: str) -> bool:
     return spec(name).arguments.get("norm") == "batch"
 
 
-def _kept(work: Path, profile: Profile, options: ClaimsOptions) -> NetworkCost:
-    """The costs in ``work``, unless they were measured otherwise; else measured, and put there."""
+def _kept(work: Path, profile: Profile, options: ClaimsOptions) -> Claims:
+    """The record of its costs in ``work``, unless they were measured otherwise; else measured, and put there."""
     path, machine = work / f"{profile.name}.cost.json", environment.describe()
     if path.exists():
         found = Claims.from_document(read_json(path), source=str(path))
         same = found.deploykit == __version__ and found.environment == machine and len(found.networks) == 1
         if same and found.networks[0].threads == options.threads:
-            return found.networks[0]
-    cost = _measured(profile, options)
-    record = Claims(deploykit=__version__, environment=machine, statements=(), networks=(cost,))
+            return found
+    record = _measured(profile, options)
     write_json(path, record.to_document(), overwrite=True)
-    return cost
+    return record
 
 
-def _measured(profile: Profile, options: ClaimsOptions) -> NetworkCost:
+def _measured(profile: Profile, options: ClaimsOptions) -> Claims:
+    """A record of the costs of one network."""
     with tempfile.TemporaryDirectory(prefix="deploykit-claims-") as folder:
         files = _files(profile.name, Path(folder), options)
         record = bench_onnx(files, options.bench())
         costs = tuple(map(_cost, _PRECISIONS, files, record.results))
-    return NetworkCost(
+    cost = NetworkCost(
         network=profile.name,
         said=SAID_OF.get(profile.name, ""),
         parameters=profile.parameters,
@@ -131,6 +134,9 @@ def _measured(profile: Profile, options: ClaimsOptions) -> NetworkCost:
         threads=options.threads,
         files=costs,
     )
+    today = datetime.now(UTC).date().isoformat()
+    machine = environment.describe()
+    return Claims(deploykit=__version__, environment=machine, statements=(), networks=(cost,), measured_on=today)
 
 
 def _files(network: str, folder: Path, options: ClaimsOptions) -> list[Path]:

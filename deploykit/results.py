@@ -287,12 +287,17 @@ class NetworkCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Claims(Record):
-    """What papers and lecture notes say of the reference networks, beside what was measured (``report --claims``)."""
+    """What papers and lecture notes say of the reference networks, beside what was measured (``report --claims``).
+
+    ``measured_on`` is a day (UTC, ISO 8601), or the first and the last; ``command`` the command line that measured.
+    """
 
     kind: ClassVar[str] = "claims"
 
     statements: tuple[Statement, ...]
     networks: tuple[NetworkCost, ...] = ()
+    measured_on: str = ""
+    command: str = ""
 
 
 _KINDS: dict[str, type[Record]] = {

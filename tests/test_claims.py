@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import onnx
@@ -19,7 +21,8 @@ from deploykit.graph.half import half_precision
 from deploykit.models.profile import profile_network
 from deploykit.preprocess import apply
 from deploykit.published import NETWORKS_NEEDED, published_statements
-from deploykit.results import Claims, read_record
+from deploykit.report.claims import claims_tables
+from deploykit.results import Claims, FileCost, NetworkCost, read_record
 from deploykit.runtime import create_session
 from deploykit.sources import example_inputs, open_source
 
@@ -84,6 +87,9 @@ def test_the_command_measures_real_files_and_reports_them(tmp_path, capsys):
     text = page.read_text()
     assert re.search(r"a bottleneck has 16.86 times .*\| 16.86× \| 16.86×", text)
     assert re.search(r"\| color-cnn \|.*\| 3,815 \|", text)
+    today = datetime.now(UTC).date()
+    assert date.fromisoformat(record.measured_on) in (today, today - timedelta(days=1))
+    assert f"by deploykit report --claims --network color-cnn -o said.md on {record.measured_on}; " in text
     # What was measured is kept: the second call takes it from there, and gives the same figures.
     assert main([*arguments, "--overwrite"]) == 0
     assert read_record(tmp_path / "said.claims.json").networks == record.networks
@@ -91,6 +97,25 @@ def test_the_command_measures_real_files_and_reports_them(tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(tmp_path / "said.claims.json"), "-o", str(tmp_path / "other.json"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["claims"][0]["networks"][0]["network"] == "color-cnn"
+
+
+def test_the_page_says_by_which_command_when_and_on_what_machine():
+    files = tuple(FileCost(kind, 4, latency_ms=1.0, stable=kind != "int8") for kind in ("fp32", "int8"))
+    record = Claims(
+        deploykit="9", environment={"cpu": "A CPU", "cpu_features": ["avx2"], "available_cpus": 2, "gpus": [],
+                                    "memory_bytes": 8_000_000_000, "os": "Linux 6", "python": "3.11.7",
+                                    "versions": {"onnxruntime": "1.2", "altair": "3"}},
+        statements=(), networks=(NetworkCost("lenet5", "", 1, 1, 1, 1, files),),
+        measured_on="2026-01-31 to 2026-02-01", command="deploykit report --claims -o claims.md",
+    )  # fmt: skip
+    [table] = claims_tables([record])
+    assert "unstable timing, 1 of 2 here" in " ".join(table.notes)
+    assert table.notes[-1] == (
+        "Measured by deploykit report --claims -o claims.md on 2026-01-31 to 2026-02-01; A CPU (avx2), 2 CPUs, 8.00 GB"
+        " of memory, no GPU, Linux 6, Python 3.11.7, onnxruntime 1.2."
+    )
+    earlier = replace(record, measured_on="", command="")  # as records of before were
+    assert not any("Measured" in note for note in claims_tables([earlier])[0].notes)
 
 
 @pytest.mark.parametrize(

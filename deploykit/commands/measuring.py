@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,4 +222,7 @@ def _measure_claims(
     options = ClaimsOptions(networks=tuple(networks) if networks else None, threads=threads)
     with progress_bar() as progress:
         record = measure_claims(options, work=work, progress=progress)
+    words = [word for name in networks or () for word in ("--network", name)]
+    words += ["--threads", str(threads)] if threads != 1 else []
+    record = replace(record, command=shlex.join(["deploykit", "report", "--claims", *words, "-o", output.name]))
     return write_json(beside, record.to_document(), overwrite=overwrite)

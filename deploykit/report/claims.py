@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from deploykit.figures import MISSING, byte_text, count_text, millisecond_text, ratio_text
 from deploykit.results import Claims, FileCost, NetworkCost, Statement
@@ -12,6 +13,7 @@ __all__ = ["ClaimsTable", "claims_tables"]
 
 _EXACT = 1e-9  # relative; a figure that was printed with fewer digits may differ by more
 _NEAR = 0.05
+_VERSIONS = ("onnxruntime", "onnxruntime-gpu", "onnx", "torch")  # that the figures depend on
 _COUNTED = ("parameters", "neurons", "connections")
 
 
@@ -36,11 +38,36 @@ def claims_tables(claims: Iterable[Claims]) -> list[ClaimsTable]:
     """The tables of all claims records: what is said, and what each network costs."""
     found = []
     for record in claims:
-        if record.statements:
-            found.append(_statements(record.statements))
-        if record.networks:
-            found.append(_costs(record.networks))
+        tables = [_statements(record.statements)] if record.statements else []
+        tables += [_costs(record.networks)] if record.networks else []
+        if tables and (made := _made(record)):
+            tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, made))
+        found += tables
     return found
+
+
+def _made(record: Claims) -> str:
+    """By which command, when and on what machine; as far as the record says it."""
+    how = " ".join(filter(None, (record.command, record.measured_on and f"on {record.measured_on}")))
+    machine = _machine(record.environment)
+    return f"Measured {f'by {how}' if record.command else how}{f'; {machine}' if machine else ''}." if how else ""
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    features = ", ".join(environment.get("cpu_features") or ())
+    memory = environment.get("memory_bytes")
+    gpus = ", ".join(str(gpu.get("name")) for gpu in environment.get("gpus") or ())
+    versions = environment.get("versions") or {}
+    parts = (
+        f"{environment.get('cpu')} ({features})" if environment.get("cpu") else "",
+        f"{environment['available_cpus']} CPUs" if environment.get("available_cpus") else "",
+        f"{byte_text(memory)} of memory" if memory else "",
+        gpus or "no GPU",
+        str(environment.get("os") or ""),
+        f"Python {environment['python']}" if environment.get("python") else "",
+        *(f"{name} {versions[name]}" for name in _VERSIONS if versions.get(name)),
+    )
+    return ", ".join(filter(None, parts)) if environment else ""
 
 
 def _statements(statements: Sequence[Statement]) -> ClaimsTable:
@@ -89,10 +116,13 @@ def _costs(networks: Sequence[NetworkCost]) -> ClaimsTable:
         *(("fp32 peak memory", True), ("fp16", True), ("int8", True)),
     )
     threads = sorted({item.threads for item in networks})
+    timings = [cost for item in networks for cost in item.files]
+    unstable = f", {sum(not cost.stable for cost in timings)} of {len(timings)} here"
     notes = (
         f"Fresh weights, batch 1, {' or '.join(map(str, threads))} thread(s); latency is the median of a call in a"
         " fresh process, the three files of a network in turns; peak memory is what loading and running adds to it."
-        " Compare times within a row: rows were measured one after the other. ⚠ marks an unstable timing.",
+        " Compare times within a row: rows were measured one after the other.",
+        f"⚠ marks an unstable timing{unstable}; why it is one stands in the record.",
     )
     return ClaimsTable("What they cost", columns, tuple(map(_cost_row, networks)), notes)
 
