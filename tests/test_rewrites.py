@@ -159,6 +159,43 @@ def test_norms_without_stored_numbers_or_in_training_stay():
     assert operators(made) == {"BatchNormalization": 1}
 
 
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("shape", [(6, 1, 1), (1, 6, 1, 1), ()])
+def test_arithmetic_a_channel_is_folded(op_type, shape):
+    numbers = np.random.default_rng(2).uniform(0.5, 2.0, shape).astype(np.float32)
+    order = ["numbers", "c"] if op_type in ("Add", "Mul") and shape else ["c", "numbers"]
+    layers = [helper.make_node("Conv", ["x", "w", "b"], ["c"], group=2), helper.make_node(op_type, order, ["y"])]
+    weights = {"w": normal(6, 2, 3, 3), "b": normal(6), "numbers": numbers}
+    made, counts = rewritten(build(layers, {"x": ["N", 4, 5, 5]}, {"y": ["N", 6, 3, 3]}, weights))
+    assert (operators(made), counts) == ({"Conv": 1}, {"fold_scale": 1})
+
+
+@pytest.mark.parametrize(
+    ("op_type", "order", "shape"), [("Sub", "nc", (6, 1, 1)), ("Div", "nc", (6, 1, 1)), ("Add", "cn", (6,))]
+)
+def test_other_arithmetic_stays(op_type, order, shape):
+    """A stored tensor on the left of Sub and Div; one number a column, not a channel."""
+    names = [{"n": "numbers", "c": "c"}[letter] for letter in order]
+    layers = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node(op_type, names, ["y"])]
+    weights = {"w": normal(6, 4, 1, 1), "numbers": normal(*shape)}
+    assert rewritten(build(layers, {"x": ["N", 4, 6, 6]}, {"y": ["N", 6, 6, 6]}, weights), atol=1e-3)[1] == {}
+
+
+def test_caffes_norm_and_scale_become_one_depthwise_convolution():
+    layers = [
+        helper.make_node("Concat", ["x", "x"], ["c"], axis=1),
+        norm("c", "n"),
+        helper.make_node("Unsqueeze", ["gamma", "axes"], ["gamma4"]),
+        helper.make_node("Mul", ["n", "gamma4"], ["m"]),
+        helper.make_node("Unsqueeze", ["beta", "axes"], ["beta4"]),
+        helper.make_node("Add", ["m", "beta4"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    weights = {"gamma": normal(6), "beta": normal(6), "axes": np.array([1, 2]), **norm_weights(6)}
+    made, _ = rewritten(build(layers, {"x": ["N", 3, 4, 4]}, {"y": ["N", 6, 4, 4]}, weights))
+    assert operators(made) == {"Concat": 1, "Conv": 1, "Relu": 1}
+
+
 def test_a_value_that_a_branch_reads_is_kept():
     """The convolution's output is read once in the main graph, and once more inside of If."""
 

@@ -14,6 +14,7 @@ from deploykit.graph.dynamic_batch import dynamic_batch
 from deploykit.graph.editing import remove
 from deploykit.graph.fold_batch_norm import fold_batch_norm
 from deploykit.graph.fold_constants import fold_constants
+from deploykit.graph.fold_scale import fold_scale
 from deploykit.graph.free_batch import free_batch
 from deploykit.graph.gemm_to_matmul import gemm_to_matmul
 from deploykit.graph.global_pool import global_pool
@@ -52,6 +53,7 @@ _TABLE = (
     Rewrite("fold_constants", "computes once what depends on constants alone", fold_constants),
     Rewrite("drop_identity", "takes out Identity, idle Dropout and Cast to the type at hand", drop_identity),
     Rewrite("fold_batch_norm", "folds BatchNormalization into the layer beside it", fold_batch_norm),
+    Rewrite("fold_scale", "folds arithmetic with one stored number a channel into the layer before it", fold_scale),
     Rewrite(
         "batch_norm_to_depthwise",
         "turns the BatchNormalization of pictures that is left into a 1×1 depthwise convolution",
