@@ -185,6 +185,9 @@ def _tooltips(alt: Any, fields: Mapping[str, str]) -> list[Any]:
     ]
 
 
+_FEW_EPOCHS = 10  # that each have a tick of their own
+
+
 def _panel(history: Sequence[Mapping[str, Any]], quantity: str, width: int | str) -> Any | None:
     """One panel of curves, train and test, of ``loss`` or ``top1``; None when no epoch has such a number."""
     alt = _altair()
@@ -205,12 +208,15 @@ def _panel(history: Sequence[Mapping[str, Any]], quantity: str, width: int | str
         legend=alt.Legend(orient="top", direction="horizontal", symbolType="stroke", symbolStrokeWidth=3, offset=4),
     )
     dots = {"size": 28, "filled": True} if len(history) <= 40 else False  # more than that run together
+    epochs = sorted({value["epoch"] for value in values})
+    # Vega puts ticks between a few whole numbers, tickMinStep or not.
+    ticks = {"values": epochs, "format": "d"} if len(epochs) <= _FEW_EPOCHS else {"tickMinStep": 1}
     dash = alt.StrokeDash("part:N", legend=None, scale=alt.Scale(domain=list(_SERIES), range=[[5, 3], [1, 0]]))
     return (
         alt.Chart(alt.InlineData(values=values), width=width, height=_CHART_HEIGHT - 40)
         .mark_line(strokeWidth=2, point=dots)
         .encode(
-            x=alt.X("epoch:Q", title="Epoch", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, grid=False)),
+            x=alt.X("epoch:Q", title="Epoch", scale=alt.Scale(nice=False), axis=alt.Axis(**ticks, grid=False)),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
             color=color,
             strokeDash=dash,

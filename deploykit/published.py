@@ -139,7 +139,7 @@ _STATEMENTS = (
     *(
         _Published(f"VGG {letter} has {said} M parameters", f"{_SIMONYAN}, table 2", said * 1e6, "parameters", found)
         for letter, said, found in (
-            ("A and A-LRN", 133, _parameters("vgg11")),
+            ("A (and A-LRN)", 133, _parameters("vgg11")),
             ("B", 133, _parameters("vgg13")),
             ("C", 134, _parameters("vgg16-c")),
             ("D", 138, _parameters("vgg16")),

@@ -147,6 +147,13 @@ def test_training_curves_of_a_partial_history():
     ]
 
 
+def test_epochs_are_whole_numbers(tmp_path):
+    chart = charts.training_curves([{"test_top1": 0.2}, {"test_top1": 0.3}, {"test_top1": 0.5}], "three")
+    text = charts.save_chart(chart, tmp_path / "three.svg").read_text(encoding="utf-8")
+    assert re.search(r">2</text>", text)
+    assert not re.search(r">[12]\.[05]</text>", text)
+
+
 def test_accuracies_are_drawn_in_percent():
     panels = charts.training_panels([{"test_top1": 0.25}])
     assert [drawn(panel) for panel in panels] == [[{"epoch": 1, "part": "test", "value": 25.0}]]
