@@ -73,6 +73,7 @@ class Compression(Record):
     download_bytes: int
     parent_download_bytes: int
     seconds: float
+    precision: str = "fp32"
     pruned: tuple[PrunedLayer, ...] = ()
     factored: tuple[FactoredLayer, ...] = ()
     epochs: int = 0
@@ -82,3 +83,8 @@ class Compression(Record):
     top1: float | None = None
     agreement: float | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """The method, by the name that a quantization has for it."""
+        return self.method

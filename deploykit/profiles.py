@@ -21,6 +21,7 @@ class LayerProfile:
         groups: Of a convolution.
         precision: As its weights are stored, such as ``"int8"``; None without weights.
         passes_on: Shape of what the next layer gets, after activation, addition or concatenation; None when unknown.
+        zeros: Share of the weights that are exactly zero; None without weights, and where it is not counted.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerProfile:
     groups: int = 1
     precision: str | None = None
     passes_on: tuple[int, ...] | None = None
+    zeros: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Profile(Record):
         download_bytes: The file after deflate; None for a network that is only a name.
         peak_activation_bytes: Largest sum of live activations, by liveness, batch 1; None when shapes are unknown.
         stages: The layers as the rows of the paper's table; empty for a network without one.
+        float_islands: Of a quantized model, the groups of operators that are computed in float between two that are
+            not, each as its operators; None for models without integers.
         published: What the paper says of the whole network, and why it differs where it does.
     """
 
@@ -96,6 +100,7 @@ class Profile(Record):
     warnings: tuple[str, ...] = ()
     stages: tuple[StageProfile, ...] = ()
     published: str | None = None
+    float_islands: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

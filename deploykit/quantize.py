@@ -21,7 +21,7 @@ from deploykit.calibrate import Calibration, calibration_from_arrays, calibratio
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError, ModelFileError, UnknownNameError
 from deploykit.figures import byte_text, percent_text
-from deploykit.files import atomic_path, check_writable
+from deploykit.files import atomic_path, check_writable, deflated_size
 from deploykit.float_model import FloatModel, opened_float_model
 from deploykit.graph.precision import QUANTIZED_OPERATORS
 from deploykit.graph.weights import check_weights, stored_bytes
@@ -253,6 +253,7 @@ def _record(
         calibration_samples=len(samples),
         file_bytes=child.file_bytes,
         parent_bytes=stored_bytes(parent.path),
+        download_bytes=deflated_size(child.path),
         compared_samples=len(samples),
         seconds=round(time.perf_counter() - start, 3),
         warnings=samples.warnings,

@@ -229,6 +229,7 @@ class Quantization(Record):
     snr_db: float | None
     seconds: float
     unoptimised_agreement: float | None = None
+    download_bytes: int | None = None
     precision: str = "int8"
     effort: str = "low"
     ranges: str = "minmax"

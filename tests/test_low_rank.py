@@ -16,6 +16,7 @@ from deploykit.factorize import FactorizeOptions, factorize_onnx
 from deploykit.files import sha256_file
 from deploykit.graph.low_rank import LARGE, low_rank
 from deploykit.graph.profile import profile_onnx
+from deploykit.report.reading import collect
 from deploykit.results import Compression, read_record
 
 KINDS = ("gemm", "turned", "old", "matmul")
@@ -200,6 +201,8 @@ def test_the_command_writes_file_and_record(plain, tmp_path, capsys):
     assert profile_onnx(target).macs == profile_onnx(plain).macs - saved
     assert 0.0 <= record.agreement <= 1.0
     assert record.samples == 900
+    (row,) = collect([tmp_path]).rows
+    assert (row.recipe, row.precision, row.download_bytes) == ("low-rank", "fp32", record.download_bytes)
     printed = capsys.readouterr().out
     assert "2352×128" in printed
     assert "same top-1" in printed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deploykit.figures import MISSING, byte_text
+from deploykit.figures import MISSING, byte_text, percent_text
 from deploykit.terminal import count, print_line, print_table
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["print_comparison", "print_layers", "print_profile"]
 
 _NUMBERS = ("parameters", "connections", "MACs")
+_PRUNED = 0.05  # share of zeros in some layer from which on they are told: rounding alone leaves fewer
 
 
 def print_profile(profile: Profile) -> None:
@@ -35,6 +36,9 @@ def print_profile(profile: Profile) -> None:
         ("SHA-256", profile.sha256 or MISSING),
         ("made from", profile.parent_sha256 or MISSING),
     ]
+    if profile.float_islands is not None:
+        groups = "; ".join(" → ".join(group) for group in profile.float_islands)
+        rows.append(("float islands", f"{len(profile.float_islands)}{f': {groups}' if groups else ''}"))
     rows += [("published", profile.published)] if profile.published else []
     rows += [(key, str(value)) for key, value in profile.metadata.items()]
     width = max(len(key) for key, _ in rows)
@@ -73,21 +77,31 @@ def _print_stages(profile: Profile) -> None:
 
 
 def _print_rows(name: str, op: str, rows: Sequence[LayerProfile] | Sequence[StageProfile], profile: Profile) -> None:
-    """Rows of layers or stages, with their precisions where they are not all plain floats."""
+    """Rows of layers or stages, with their precisions where they are not all plain floats, and zeros where some are."""
     told = {row.precision for row in rows} - {None} != {"fp32"}
     precision = ("precision",) if told else ()
+    pruned = any((layer.zeros or 0.0) >= _PRUNED for layer in profile.layers)
     table = [
         (
             *(row.name, row.op),
             *((row.precision or MISSING,) if told else ()),
             _shape(row.output_shape),
             *(count(row.parameters), count(row.connections), count(row.macs)),
+            *((_zeros(row, profile),) if pruned else ()),
         )
         for row in rows
     ]
-    total = ("total", "", *(("",) if told else ()), "", *_totals(profile))
-    columns = (name, op, *precision, "output", *_NUMBERS)
+    total = ("total", "", *(("",) if told else ()), "", *_totals(profile), *(("",) if pruned else ()))
+    columns = (name, op, *precision, "output", *_NUMBERS, *(("zeros",) if pruned else ()))
     print_table(columns, [*table, total], left=2 + told)
+
+
+def _zeros(row: LayerProfile | StageProfile, profile: Profile) -> str:
+    """Share of the weights that are zero, of a stage by how many weights each of its layers has."""
+    names = getattr(row, "layers", (row.name,))
+    layers = [layer for layer in profile.layers if layer.name in names and layer.zeros is not None]
+    weights = sum(layer.parameters for layer in layers)
+    return percent_text(sum((layer.zeros or 0.0) * layer.parameters for layer in layers) / weights) if weights else ""
 
 
 def _totals(profile: Profile) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ from deploykit.graph.precision import weight_precision
 from deploykit.graph.products import PRODUCTS, Product
 from deploykit.graph.shapes import Shapes
 from deploykit.graph.weights import Constant, Constants, nodes_of
+from deploykit.graph.zeros import zero_share
 from deploykit.results import LayerProfile
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class LayerCounter:
             stride=stride,
             groups=groups,
             precision=weight_precision(node, self.makers, self.constants),
+            zeros=zero_share(node, self.makers, self.constants),
         )
         self.rows.append(_Row(row, shape))
 

@@ -15,6 +15,7 @@ from deploykit.results import (
     Accuracy,
     Bench,
     Claims,
+    Compression,
     Profile,
     Quantization,
     Record,
@@ -25,7 +26,9 @@ from deploykit.results import (
 
 __all__ = ["Collection", "collect"]
 
-_KINDS = "|".join(cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification))
+_KINDS = "|".join(
+    cls.kind for cls in (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression)
+)
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({_KINDS})/'.encode())
 
 

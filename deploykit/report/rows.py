@@ -11,7 +11,7 @@ from typing import Any
 
 from deploykit.files import sha256_json
 from deploykit.report.verified import told_by
-from deploykit.results import Accuracy, Bench, Profile, Quantization, Record, Timing, Verification
+from deploykit.results import Accuracy, Bench, Compression, Profile, Quantization, Record, Timing, Verification
 
 __all__ = ["Caveat", "Environments", "Row", "dataset_label", "join_records", "protocol_label"]
 
@@ -132,7 +132,7 @@ class _Model:
     """What the records say about one file; each record with the index of its environment."""
 
     profile: tuple[Profile, int] | None = None
-    quantization: tuple[Quantization, int] | None = None
+    quantization: tuple[Quantization | Compression, int] | None = None
     accuracies: list[tuple[Accuracy, int]] = field(default_factory=list)
     timings: list[tuple[Timing, int]] = field(default_factory=list)
     verifications: list[tuple[Verification, int]] = field(default_factory=list)
@@ -186,7 +186,7 @@ def _by_model(records: Iterable[Record], environments: Environments) -> dict[str
         index = environments.index(record.environment)
         if isinstance(record, Profile):
             models[record.sha256 or f"name:{record.name}"].profile = record, index
-        elif isinstance(record, Quantization):
+        elif isinstance(record, Quantization) or (isinstance(record, Compression) and record.factored):
             models[record.model_sha256].quantization = record, index
         elif isinstance(record, Accuracy):
             models[record.model_sha256].accuracies.append((record, index))
@@ -226,7 +226,8 @@ def _described(row: Row, model: _Model) -> Row:
         caveats += [Caveat("model", text) for text in doubts]
     if model.quantization:
         made, index = model.quantization
-        row = replace(row, recipe=made.recipe, file_bytes=made.file_bytes, precision=made.recipe, environment=index)
+        row = replace(row, recipe=made.recipe, precision=made.precision, environment=index)
+        row = replace(row, file_bytes=made.file_bytes, download_bytes=made.download_bytes)
         caveats += [Caveat("model", text) for text in made.warnings]
     if model.profile:
         profile, index = model.profile
