@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Artifact
 from deploykit.graph.opset import upgraded
-from deploykit.graph.rewrites import rewrite_model
+from deploykit.graph.rewrites import REWRITES, rewrite_model
 from deploykit.runtime import Session, create_session, filled
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["FloatModel", "opened_float_model"]
 
 _OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
+# Not worth it in float: integer kernels exist for Gemm with its bias, and for the parts of HardSwish.
+_FOR_INTEGERS = frozenset({"matmul_to_gemm", "split_hard_swish"})
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def opened_float_model(
     import onnx
 
     raised = model if parent.opset >= _OLDEST_OPSET else upgraded(model, parent.path, _OLDEST_OPSET)
-    proto, changes = rewrite_model(raised, without=without)
+    wanted = [rewrite.name for rewrite in REWRITES.values() if rewrite.default or rewrite.name in _FOR_INTEGERS]
+    proto, changes = rewrite_model(raised, without=without, only=wanted)
     _name_nodes(proto)
     shape = parent.inputs[0].shape
     size = shape[0] if shape and isinstance(shape[0], int) else batch_size

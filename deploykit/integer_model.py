@@ -152,7 +152,8 @@ class IntegerModels:
 
     def _plan(self, graph: onnx_ir.Model, without: Collection[str]) -> Plan:
         kept = {*without, *self.matrices, *self.keep_float}
-        return plan_quantization(graph, without=kept, inputs_only=self.recipe.inputs_only)
+        tables = not self.recipe.activations.symmetric
+        return plan_quantization(graph, without=kept, inputs_only=self.recipe.inputs_only, tables=tables)
 
     def _ranges(self, method: str) -> dict[str, tuple[float, float]]:
         found = self.statistics.ranges(method, symmetric=self.recipe.activations.symmetric)

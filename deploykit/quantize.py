@@ -19,7 +19,8 @@ from deploykit.answers import compare_answers
 from deploykit.artifact import Artifact, Preprocess, load_model
 from deploykit.calibrate import Calibration, calibration_from_arrays, calibration_from_dataset
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError, ModelFileError, UnknownNameError
+from deploykit.equality import check_equal
+from deploykit.errors import InputError, ModelFileError, ParityError, UnknownNameError
 from deploykit.figures import byte_text, percent_text
 from deploykit.files import atomic_path, check_writable, deflated_size
 from deploykit.float_model import FloatModel, opened_float_model
@@ -41,6 +42,7 @@ __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
 _MOST_BYTES = 2**31  # of one protobuf message
 _SEEDS = 2**32
+_CHECKED = 4  # samples on which the rewritten graph has to answer as before
 _SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
 
 
@@ -194,6 +196,7 @@ def _chosen(
 ) -> tuple[Choice, onnx.ModelProto]:
     import onnx
 
+    _check_rewritten(prepared, samples)
     kept = _known_layers(prepared, options.keep_float)
     models = IntegerModels(prepared, options.chosen, samples, effort=options.effort, keep_float=kept, progress=progress)
     choice = best_ranges(models)
@@ -207,6 +210,18 @@ def _chosen(
     quantized = onnx.ModelProto()
     quantized.CopyFrom(prepared.proto)
     return choice, quantized
+
+
+def _check_rewritten(prepared: FloatModel, samples: Calibration) -> None:
+    """The rewritten graph answers as the user's does, on real samples. Raises: ParityError."""
+    batch = next(samples.batches(_CHECKED))
+    try:
+        check_equal(samples.model, prepared.path, [{prepared.input: batch}])
+    except ParityError as problem:
+        changed = ", ".join(name for name, count in prepared.changes.items() if count) or "none"
+        raise ParityError(
+            f"the rewritten graph ({changed}) differs: {problem}; --without leaves a rewrite out"
+        ) from None
 
 
 def _known_layers(prepared: FloatModel, names: Iterable[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from deploykit.liveness import Step, peak_live_bytes
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["VIEWS", "peak_activation_bytes"]
+__all__ = ["FOLDED_INTO_QUANTIZE", "INT8_KERNELS", "VIEWS", "peak_activation_bytes"]
 
 VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"))
 """Operators whose output is their input in another shape; a runtime copies nothing."""
@@ -47,15 +47,17 @@ _ELEMENTWISE = frozenset(
         *("Selu", "Sigmoid", "Silu", "Softplus", "Sqrt", "Sub", "Tanh"),
     }
 )
-# Between DequantizeLinear and QuantizeLinear these run on 8-bit tensors (ONNX Runtime's CPU provider, 1.31).
-_INT8_KERNELS = frozenset(
+INT8_KERNELS = frozenset(
     {
         *("Add", "AveragePool", "Concat", "Conv", "ConvTranspose", "Flatten", "Gather", "Gemm", "GlobalAveragePool"),
         *("LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split"),
         *("Squeeze", "Transpose", "Unsqueeze"),
     }
 )
-_FOLDED_INTO_QUANTIZE = frozenset(("Relu", "Clip"))
+"""Between DequantizeLinear and QuantizeLinear these run on 8-bit tensors (ONNX Runtime's CPU provider, 1.31)."""
+
+FOLDED_INTO_QUANTIZE = frozenset(("Relu", "Clip"))
+"""Before QuantizeLinear these cost nothing: its range cuts as they do."""
 
 
 def peak_activation_bytes(shapes: Shapes, constants: Constants, *, inputs: bool = True) -> int | None:
@@ -121,14 +123,14 @@ class _Walk:
         if node.op_type == "DequantizeLinear":
             readers = self.readers[node.output[0]]
             return bool(readers) and all(self._runs_in_int8(reader) for reader in readers)
-        if node.op_type == "QuantizeLinear" or node.op_type in _FOLDED_INTO_QUANTIZE:
+        if node.op_type == "QuantizeLinear" or node.op_type in FOLDED_INTO_QUANTIZE:
             return self._quantized(node.input[0]) is not None
         return False
 
     def _quantized(self, name: str) -> str | None:
         """The 8-bit tensor that stands for a float one which is never written."""
         maker = self.maker.get(name)
-        if maker is not None and maker.op_type in _FOLDED_INTO_QUANTIZE:
+        if maker is not None and maker.op_type in FOLDED_INTO_QUANTIZE:
             return self._quantized(maker.input[0])
         if maker is None or not self._runs_in_int8(maker):
             return None
@@ -141,9 +143,9 @@ class _Walk:
         reader = readers[0]
         if reader.op_type == "QuantizeLinear":
             return str(reader.output[0])
-        return self._next_quantized(reader.output[0]) if reader.op_type in _FOLDED_INTO_QUANTIZE else None
+        return self._next_quantized(reader.output[0]) if reader.op_type in FOLDED_INTO_QUANTIZE else None
 
     def _runs_in_int8(self, node: onnx.NodeProto) -> bool:
         sources = [self.maker.get(name) for name in node.input if name and not self.constants.is_constant(name)]
         dequantized = all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
-        return node.op_type in _INT8_KERNELS and bool(sources) and dequantized
+        return node.op_type in INT8_KERNELS and bool(sources) and dequantized

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from deploykit.artifact import Artifact, load_model
 from deploykit.files import deflated_size
 from deploykit.graph.activations import peak_activation_bytes
+from deploykit.graph.float_islands import float_islands
 from deploykit.graph.layers import LayerCounter
-from deploykit.graph.precision import precision_of
+from deploykit.graph.precision import QUANTIZED_OPERATORS, precision_of
 from deploykit.graph.shapes import Shapes, infer
 from deploykit.graph.weights import Constants, collect, external_files, nodes_of, not_finite
 from deploykit.results import Profile
@@ -60,6 +61,7 @@ def profile_onnx(
     counter = LayerCounter(shapes, constants)
     layers = counter.layers()
     files = [source, *external_files(source)]
+    quantized = any(node.op_type in QUANTIZED_OPERATORS for node in nodes_of(shapes.graph))
     warnings = (*counter.warnings(artifact), *_weight_warnings(counter.names, constants))
     return Profile(
         name=artifact.name,
@@ -79,6 +81,7 @@ def profile_onnx(
         sha256=artifact.sha256,
         parent_sha256=artifact.parent_sha256,
         warnings=warnings,
+        float_islands=float_islands(shapes.graph, constants) if quantized else None,
     )
 
 

@@ -57,21 +57,24 @@ class Plan:
         return [name for name in self.points if name not in self.tied]
 
 
-def plan_quantization(model: onnx_ir.Model, *, without: Collection[str] = (), inputs_only: bool = False) -> Plan:
+def plan_quantization(
+    model: onnx_ir.Model, *, without: Collection[str] = (), inputs_only: bool = False, tables: bool = True
+) -> Plan:
     """Applies the rules to a graph whose nodes all have names.
 
     Args:
         model: Left as it is.
         without: Names of operators that stay in float.
+        tables: Whether HardSigmoid becomes a rounding of its own, which takes a zero point that is not 0.
         inputs_only: Round what products and residual additions read, and nothing else: what OpenVINO's graph wants.
     """
-    planner = _Planner(model, frozenset(without))
+    planner = _Planner(model, frozenset(without), FOLLOWERS if tables else FOLLOWERS - {"HardSigmoid"})
     return planner.inputs_only() if inputs_only else planner.everywhere()
 
 
 class _Planner:
-    def __init__(self, model: onnx_ir.Model, without: frozenset[str]) -> None:
-        self.graph, self.without = model.graph, without
+    def __init__(self, model: onnx_ir.Model, without: frozenset[str], followers: frozenset[str]) -> None:
+        self.graph, self.without, self.followers = model.graph, without, followers
         self.integer: set[str] = set()
 
     def everywhere(self) -> Plan:
@@ -101,7 +104,7 @@ class _Planner:
         if quantizable_product(node):
             return True
         read = _activations(node)
-        if node.op_type in FOLDED | FOLLOWERS | MOVERS:
+        if node.op_type in FOLDED | self.followers | MOVERS:
             return bool(read) and len(read) == self._expected(node) and all(map(self._is_integer, read))
         return False
 

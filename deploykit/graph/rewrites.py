@@ -22,6 +22,7 @@ from deploykit.graph.inferred import forget_shapes, infer_values
 from deploykit.graph.lrn_chain import lrn_chain
 from deploykit.graph.matmul_to_gemm import matmul_to_gemm
 from deploykit.graph.plain_weights import dense_weights, freeze_weights
+from deploykit.graph.split_hard_swish import split_hard_swish
 
 if TYPE_CHECKING:
     import onnx
@@ -65,6 +66,7 @@ _TABLE = (
     Rewrite("free_batch", "frees the batch that the file fixes", free_batch, default=False),
     Rewrite("gemm_to_matmul", "turns Gemm into MatMul and Add", gemm_to_matmul, default=False),
     Rewrite("matmul_to_gemm", "turns MatMul and Add into Gemm", matmul_to_gemm, default=False),
+    Rewrite("split_hard_swish", "turns HardSwish into HardSigmoid and Mul", split_hard_swish, default=False),
 )
 REWRITES: Mapping[str, Rewrite] = MappingProxyType({rewrite.name: rewrite for rewrite in _TABLE})
 """The rewrites by name, in order."""
