@@ -225,7 +225,7 @@ def _int8(machine: str, features: Sequence[str]) -> Check:
         return Check(name, "ok", "VNNI or AMX: int8 is fast, and full-range weights are exact")
     if has & {"avx2", "avx512f"}:
         detail = "no VNNI: full-range 8-bit weights saturate silently and lose accuracy, and int8 gains less speed"
-        return Check(name, "warning", detail, "quantize with the recipe int8, whose weights have a reduced range")
+        return Check(name, "warning", detail, "quantize with the recipe int8, of whose weights no pair saturates")
     return Check(name, "warning", "neither VNNI nor AVX2 is known here: int8 may be slower than float")
 
 

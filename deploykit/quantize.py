@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +31,7 @@ from deploykit.integer_model import EFFORTS, IntegerModels
 from deploykit.preprocess import apply
 from deploykit.progress import Progress, silent
 from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
-from deploykit.recipes import RECIPES, Recipe, recipe_for
+from deploykit.recipes import RECIPES, Recipe, recipe_for, timed_here
 from deploykit.results import Quantization
 from deploykit.runtime import create_session
 from deploykit.runtime_errors import mapped, one_line
@@ -56,7 +57,8 @@ class QuantizeOptions:
         effort: Name in ``EFFORTS``: how much work goes into accuracy.
         max_drop: Fraction of top-1 that may be lost on held-out samples; layers stay in float until it is met. None
             measures no drop.
-        never_slower: Whether a form that is slower than the float model on this machine is replaced by one that is not.
+        never_slower: Whether a form that is slower than the float model on this machine is replaced by one that is not;
+            not asked of recipes and targets of other machines.
         samples: Calibration samples taken from a dataset, balanced over its classes.
         held_out: Samples of the same dataset, next to those, on which the drop is measured.
         seed: Fixes which ones; from 0 to 2³² − 1.
@@ -202,7 +204,8 @@ def _chosen(
     choice = best_ranges(models)
     if held_out is not None and options.max_drop is not None:
         choice = within_budget(models, choice, held_out, options.max_drop, progress=progress)
-    if options.never_slower and not choice.kept_float:
+    timed = options.never_slower and timed_here(options.chosen, options.target, platform.machine())
+    if timed and not choice.kept_float:
         with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
             choice = never_slower(models, choice, Path(folder))
     if not choice.kept_float:

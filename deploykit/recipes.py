@@ -9,7 +9,7 @@ from deploykit.errors import InputError, UnknownNameError
 from deploykit.graph.quantize_linear import ActivationScheme
 from deploykit.rounding import Grid
 
-__all__ = ["RECIPES", "TARGETS", "Recipe", "Target", "recipe_for"]
+__all__ = ["RECIPES", "TARGETS", "Recipe", "Target", "recipe_for", "timed_here"]
 
 
 _UNSIGNED = ActivationScheme()
@@ -167,3 +167,22 @@ def recipe_for(recipe: str | None, target: str | None) -> Recipe:
     if recipe is not None and recipe in there.refused:
         raise InputError(f"recipe {recipe} for target {target}: {there.refused[recipe]}; use {there.recipe}")
     return RECIPES[recipe or there.recipe]
+
+
+_OF_MACHINES = {
+    "x86_64": ({"int8", "int8-vnni", "int8-int4fc", "mixed"}, {"x86", "x86-vnni"}),
+    "arm64": ({"int8", "int8-arm", "int8-int4fc", "mixed"}, {"arm64"}),
+}
+
+
+def timed_here(recipe: Recipe, target: str | None, machine: str) -> bool:
+    """Whether the CPU of this machine can tell if the recipe pays where the model is going to run.
+
+    Args:
+        recipe: What is made.
+        target: Name in ``TARGETS``; None for this machine.
+        machine: As ``platform.machine()`` calls it.
+    """
+    kind = {"amd64": "x86_64", "aarch64": "arm64"}.get(machine.lower(), machine.lower())
+    recipes, targets = _OF_MACHINES.get(kind, (set(), set()))
+    return recipe.name in recipes and (target is None or target in targets)

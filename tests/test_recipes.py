@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deploykit.errors import InputError, UnknownNameError
-from deploykit.recipes import RECIPES, TARGETS, recipe_for
+from deploykit.recipes import RECIPES, TARGETS, recipe_for, timed_here
 
 
 def test_the_default_and_the_targets_own() -> None:
@@ -37,3 +37,22 @@ def test_near_names_are_suggested() -> None:
         recipe_for(None, "arm46")
     with pytest.raises(UnknownNameError, match="recipe 'int8-openvin'"):
         recipe_for("int8-openvin", None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "machine", "timed"),
+    [
+        ("int8", None, "x86_64", True),
+        ("int8", "x86", "AMD64", True),
+        ("int8", "web", "x86_64", False),
+        ("int8-arm", None, "x86_64", False),
+        ("int8-arm", "arm64", "aarch64", True),
+        ("int8-openvino", "openvino", "x86_64", False),
+        ("fp16", None, "x86_64", False),
+        ("int8", None, "riscv64", False),
+    ],
+)
+def test_only_a_machine_of_the_kind_can_tell_whether_it_pays(
+    recipe: str, target: str | None, machine: str, timed: bool
+) -> None:
+    assert timed_here(RECIPES[recipe], target, machine) is timed
