@@ -104,6 +104,13 @@ class Fails(Small):
         raise RuntimeError("first line\nsecond line")
 
 
+class Whisper(Constant):
+    """Answers of millionths: a fixed absolute tolerance would let pass whatever stands in their place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1e-6 * super().forward(x)
+
+
 class Words(Small):
     def forward(self, x: torch.Tensor) -> str:  # type: ignore[override]
         return "logits"
@@ -113,6 +120,7 @@ class Words(Small):
     ("module", "error", "says"),
     [
         (Constant(), ParityError, "differs from PyTorch"),
+        (Whisper(), ParityError, "differs from PyTorch"),
         (Specialised(), (ParityError, InputError), "batch"),
         (Nan(), InputError, "NaN"),
         (Fails(), InputError, "first line"),
@@ -125,6 +133,20 @@ def test_what_must_not_be_written_is_not(module: nn.Module, error: type, says: s
         export_onnx(module, tmp_path / "m.onnx", example=PICTURES)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_small_answers_that_are_right_are_written(tmp_path: Path) -> None:
+    class Quiet(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1e-12 * super().forward(x)
+
+    class Silent(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.0 * super().forward(x)
+
+    for module in (Quiet(), Silent()):
+        artifact = export_onnx(module, tmp_path / "m.onnx", example=PICTURES, overwrite=True)
+        assert artifact.parity is not None and artifact.parity["max_abs"] < 1e-15
 
 
 def test_parity_failure_keeps_an_older_file(tmp_path: Path) -> None:
