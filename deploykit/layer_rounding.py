@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["block_layer", "learn_layers", "round_layer", "round_layers"]
 
 _NIBBLE = Grid(7)
+_ROWS = 64  # of a large matrix, in float64 at a time
 
 Float = NDArray[np.float32]
 
@@ -78,20 +79,21 @@ def _learned(node: onnx_ir.Node, grid: Grid, gram: LayerGram) -> RoundedWeights:
 
 def block_layer(node: onnx_ir.Node, gram: LayerGram | None = None) -> BlockWeights:
     """A matrix in 4 bits with a step for every block of a row, its rounding learned where ``gram`` tells its inputs."""
-    weights = weights_of(node)
-    rows = to_rows(node, weights)
-    steps = _block_steps(rows)
-    spread = np.repeat(steps, BLOCK_SIZE, axis=1)[:, : rows.shape[1]]
-    if gram is None:
-        return BlockWeights(nearest(rows, spread, _NIBBLE), steps, _bias(node))
-    integers = np.empty(rows.shape, np.int8)
-    for (start, end), block in zip(gram.feed.blocks, gram.blocks, strict=True):
-        part = slice(start, end)
-        integers[:, part] = learned_rounding(rows[:, part], spread[:, part], _NIBBLE, block[0])
-    expected = gram.total[0] / max(gram.count, 1)
-    added = ((integers * spread - rows) * expected).sum(axis=1, dtype=np.float64)
-    bias = _bias(node)
-    return BlockWeights(integers, steps, ((0.0 if bias is None else bias) - added).astype(np.float32))
+    rows = to_rows(node, weights_of(node))
+    steps, bias = _block_steps(rows), _bias(node)
+    integers, added = np.empty(rows.shape, np.int8), np.zeros(len(rows))
+    columns = [(0, rows.shape[1])] if gram is None else gram.feed.blocks
+    for place, (start, end) in enumerate(columns):
+        part = rows[:, start:end]
+        spread = np.repeat(steps[:, start // BLOCK_SIZE : -(-end // BLOCK_SIZE)], BLOCK_SIZE, axis=1)[:, : end - start]
+        if gram is None:
+            integers[:, start:end] = nearest(part, spread, _NIBBLE)
+            continue
+        integers[:, start:end] = learned_rounding(part, spread, _NIBBLE, gram.blocks[place][0])
+        added += (integers[:, start:end] * spread - part) @ (gram.total[0, start:end] / max(gram.count, 1))
+    if gram is not None:
+        bias = ((0.0 if bias is None else bias) - added).astype(np.float32)
+    return BlockWeights(integers, steps, bias)
 
 
 def _block_steps(rows: Float) -> Float:
@@ -114,9 +116,20 @@ def _made(
     """With the bias corrected by what the rounded weights add to the mean of each output (Nagel et al. 2019, 4.2)."""
     bias = _bias(node)
     if expected is not None and node.op_type != "MatMul":
-        added = ((integers * steps - rows) * expected).sum(axis=1, dtype=np.float64)
-        bias = ((0.0 if bias is None else bias) - added).astype(np.float32)
+        bias = ((0.0 if bias is None else bias) - _added(rows, integers, steps, expected)).astype(np.float32)
     return RoundedWeights(weights_from_rows(node, integers, shape), steps[:, 0], bias)
+
+
+def _added(
+    rows: Float, integers: NDArray[np.int8], steps: Float, expected: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """(channels,): the mean of what rounding adds to each output, a few rows at a time."""
+    added = np.empty(len(rows))
+    for start in range(0, len(rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        mean = expected if len(expected) == 1 else expected[part]
+        added[part] = ((integers[part] * steps[part] - rows[part]) * mean).sum(axis=1, dtype=np.float64)
+    return added
 
 
 def _bias(node: onnx_ir.Node) -> Float | None:
