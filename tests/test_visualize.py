@@ -108,6 +108,25 @@ def test_stages_have_the_papers_names(network: str, side: int, options: dict[str
     assert _names_of(network, side, **options) == expected
 
 
+class _Constants(nn.Module):
+    """Makes a constant at each step: a tensor that takes the place in memory of a value that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(1, 1, 3, padding=1) for _ in range(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+            x = x * torch.tensor([[0.5], [2.0]])[0]
+        return x
+
+
+def test_a_constant_is_not_taken_for_a_value_whose_place_it_has() -> None:
+    trace = trace_module(_Constants().eval(), torch.randn(1, 1, 9, 9))
+    assert len(find_stages(trace.operations, GIVEN, trace.shapes, trace.answers)) == 12
+
+
 @pytest.mark.slow
 def test_stages_of_the_networks_for_photos() -> None:
     stem = ["conv1", "maxpool1", "conv2_reduce", "conv2", "maxpool2"]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from deploykit.stages import Operation
 
@@ -55,7 +56,7 @@ def trace_module(module: nn.Module, inputs: Tensor, keep: Collection[int] = ()) 
     recorder = _Recorder(inputs, keep)
     with torch.no_grad(), recorder.hooked(module), recorder:
         answer = module(inputs)
-    recorder.trace.answers = tuple(recorder.numbers[id(tensor)] for tensor in _tensors(answer))
+    recorder.trace.answers = tuple(recorder.numbers[tensor] for tensor in _tensors(answer))
     return recorder.trace
 
 
@@ -65,8 +66,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __init__(self, inputs: Tensor, keep: Collection[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.keep = Trace(), keep
-        # An identity that comes again belongs to a new tensor, and gets a new number when that is made.
-        self.numbers: dict[int, int] = {id(inputs): GIVEN}
+        # By the tensors themselves: an identity (id) comes again, also with tensors whose making is not seen here.
+        self.numbers = WeakTensorKeyDictionary()
+        self.numbers[inputs] = GIVEN
         self.path: list[str] = []
         self.count = GIVEN
 
@@ -89,7 +91,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         self.path.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        sources = tuple(self.numbers[id(tensor)] for tensor in _tensors((args, kwargs)) if id(tensor) in self.numbers)
+        sources = tuple(self.numbers[tensor] for tensor in _tensors((args, kwargs)) if tensor in self.numbers)
         output = func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         if sources and self.trace.first_weight is None:
@@ -100,7 +102,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def _add(self, tensor: Tensor) -> int:
         self.count += 1
-        self.numbers[id(tensor)] = self.count
+        self.numbers[tensor] = self.count
         self.trace.shapes[self.count] = tuple(tensor.shape)
         if self.count in self.keep:
             self.trace.kept[self.count] = _copied(tensor)
