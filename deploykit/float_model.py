@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.artifact import Artifact
+from deploykit.graph.equalize_channels import equalize_channels
 from deploykit.graph.opset import upgraded
 from deploykit.graph.rewrites import REWRITES, rewrite_model
 from deploykit.runtime import Session, create_session, filled
@@ -74,6 +75,19 @@ class FloatModel:
             return taken | ({source: batch} if source in tensors else {})
 
         return read
+
+    def equalized(self) -> FloatModel | None:
+        """The same function with channels of like ranges, in a file beside; None where no two layers are a pair."""
+        import onnx
+        import onnx_ir as ir
+
+        graph = self.graph()
+        pairs = equalize_channels(graph)
+        if not pairs:
+            return None
+        proto, path = ir.to_proto(graph), self.path.with_name("equalized.onnx")
+        onnx.save(proto, path)
+        return FloatModel(proto, path, {**self.changes, "equalize_channels": pairs}, self.size)
 
 
 @contextmanager

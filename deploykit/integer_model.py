@@ -43,16 +43,18 @@ class Effort:
     Attributes:
         methods: Ways of choosing ranges; of several, the one with the least noise on the answers is kept.
         learned: Whether weights are rounded by what their layers are fed.
+        equalized: Whether the model with equalised channels is tried as well.
     """
 
     methods: tuple[str, ...]
     learned: bool
+    equalized: bool
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "low": Effort(("mse",), learned=False),
-    "medium": Effort(("minmax", "percentile", "mse"), learned=False),
-    "high": Effort(("minmax", "percentile", "mse"), learned=True),
+    "low": Effort(("mse",), learned=False, equalized=False),
+    "medium": Effort(("minmax", "percentile", "mse"), learned=False, equalized=False),
+    "high": Effort(("minmax", "percentile", "mse"), learned=True, equalized=True),
 }
 
 

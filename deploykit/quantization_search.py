@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,21 +36,25 @@ class Choice:
 
     Attributes:
         method: How ranges are chosen.
+        noise_db: Noise on the answers to calibration samples, in decibels of them; lower is better.
         float_layers: Layers left in float.
         kept_float: Whether the float model is kept instead: no integer form met what was asked.
         ranking: Harm of each layer, the worst first; empty where it was not measured.
         drop: Points of top-1 (or of agreement, without labels) lost on held-out samples; None where not measured.
         speed: Median latency of the float model over the chosen one's; None where not measured.
+        rewrites: Places that each rewrite of the float graph changed.
         notes: In words.
     """
 
     method: str
+    noise_db: float = math.inf
     float_layers: tuple[str, ...] = ()
     kept_float: bool = False
     ranking: tuple[LayerHarm, ...] = ()
     drop: float | None = None
     speed: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    rewrites: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class HeldOut:
 def best_ranges(models: IntegerModels) -> Choice:
     """The method whose ranges leave the least noise on the answers to calibration samples."""
     methods = models.effort.methods
-    if len(methods) == 1:
+    if len(methods) == 1 and not models.effort.equalized:
         return Choice(methods[0])
     samples = _first(models.samples.batches(_BATCH))
     wanted = _answers(models.model.path, samples)
@@ -82,7 +86,8 @@ def best_ranges(models: IntegerModels) -> Choice:
     for method in methods:
         snr = difference_of(wanted, _answers(models.build(method), samples)).snr_db
         noise[method] = -math.inf if snr is None else -snr
-    return Choice(min(methods, key=lambda method: noise[method]))
+    best = min(methods, key=lambda method: noise[method])
+    return Choice(best, noise[best])
 
 
 def within_budget(

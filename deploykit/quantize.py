@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,9 @@ from deploykit.graph.weights import check_weights, stored_bytes
 from deploykit.integer_model import EFFORTS, IntegerModels
 from deploykit.preprocess import apply
 from deploykit.progress import Progress, silent
+from deploykit.quantization_options import QuantizeOptions
 from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
-from deploykit.recipes import RECIPES, Recipe, recipe_for, timed_here
+from deploykit.recipes import RECIPES, Recipe, timed_here
 from deploykit.results import Quantization
 from deploykit.runtime import create_session
 from deploykit.runtime_errors import mapped, one_line
@@ -42,68 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
 _MOST_BYTES = 2**31  # of one protobuf message
-_SEEDS = 2**32
 _CHECKED = 4  # samples on which the rewritten graph has to answer as before
 _SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """How to quantize, validated.
-
-    Attributes:
-        recipe: Name in ``RECIPES``; None takes the target's, or int8.
-        target: Name in ``TARGETS``: where the model is going to run.
-        effort: Name in ``EFFORTS``: how much work goes into accuracy.
-        max_drop: Fraction of top-1 that may be lost on held-out samples; layers stay in float until it is met. None
-            measures no drop.
-        never_slower: Whether a form that is slower than the float model on this machine is replaced by one that is not;
-            not asked of recipes and targets of other machines.
-        samples: Calibration samples taken from a dataset, balanced over its classes.
-        held_out: Samples of the same dataset, next to those, on which the drop is measured.
-        seed: Fixes which ones; from 0 to 2³² − 1.
-        batch_size: Samples a calibration call, unless the model fixes it.
-        keep_float: Names of layers that stay in float in any case.
-        without: Rewrites of the float graph that are left out (``graph.rewrites``).
-    """
-
-    recipe: str | None = None
-    target: str | None = None
-    effort: str = "medium"
-    max_drop: float | None = None
-    never_slower: bool = False
-    samples: int = 256
-    held_out: int = 512
-    seed: int = 0
-    batch_size: int = 32
-    keep_float: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        chosen = self.chosen
-        if self.effort not in EFFORTS:
-            raise UnknownNameError("effort", self.effort, EFFORTS)
-        for name in ("samples", "held_out"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{getattr(self, name)} {_WORDS[name]} samples; allowed: 1 or more")
-        if self.batch_size < 1:
-            raise InputError(f"batch size {self.batch_size}; allowed: 1 or more")
-        if not 0 <= self.seed < _SEEDS:
-            raise InputError(f"seed {self.seed}; allowed: 0 to {_SEEDS - 1}")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to below 1")
-        if chosen.budgeted and self.max_drop is None:
-            raise InputError(f"recipe {chosen.name} without a largest drop; give one, such as 0.5 points")
-        if chosen.precision == "fp16" and self.max_drop is not None:
-            raise InputError(f"recipe {chosen.name} has no layers to leave in float; the largest drop is for int8")
-
-    @property
-    def chosen(self) -> Recipe:
-        """The recipe, by name or by target. Raises: UnknownNameError, InputError."""
-        return recipe_for(self.recipe, self.target)
-
-
-_WORDS = {"samples": "calibration", "held_out": "held-out"}
 
 
 def quantize_onnx(
@@ -200,8 +141,7 @@ def _chosen(
 
     _check_rewritten(prepared, samples)
     kept = _known_layers(prepared, options.keep_float)
-    models = IntegerModels(prepared, options.chosen, samples, effort=options.effort, keep_float=kept, progress=progress)
-    choice = best_ranges(models)
+    models, choice = _best_models(prepared, samples, kept, options, progress)
     if held_out is not None and options.max_drop is not None:
         choice = within_budget(models, choice, held_out, options.max_drop, progress=progress)
     timed = options.never_slower and timed_here(options.chosen, options.target, platform.machine())
@@ -209,10 +149,25 @@ def _chosen(
         with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
             choice = never_slower(models, choice, Path(folder))
     if not choice.kept_float:
+        choice = replace(choice, rewrites=models.model.changes)
         return choice, models.build(choice.method, without=choice.float_layers)
     quantized = onnx.ModelProto()
     quantized.CopyFrom(prepared.proto)
-    return choice, quantized
+    return replace(choice, rewrites=prepared.changes), quantized
+
+
+def _best_models(
+    prepared: FloatModel, samples: Calibration, kept: tuple[str, ...], options: QuantizeOptions, progress: Progress
+) -> tuple[IntegerModels, Choice]:
+    """The form with the least noise on the answers: of the graph as it is, or with its channels equalised."""
+    chosen, effort = options.chosen, EFFORTS[options.effort]
+    tried = [prepared, prepared.equalized() if effort.equalized and chosen.grid else None]
+    forms = []
+    for form in tried:
+        if form is not None:
+            models = IntegerModels(form, chosen, samples, effort=options.effort, keep_float=kept, progress=progress)
+            forms.append((models, best_ranges(models)))
+    return min(forms, key=lambda pair: pair[1].noise_db)
 
 
 def _check_rewritten(prepared: FloatModel, samples: Calibration) -> None:
@@ -283,6 +238,7 @@ def _figures_of(choice: Choice, options: QuantizeOptions, held_out: HeldOut | No
     return {
         "effort": options.effort,
         "ranges": choice.method,
+        "rewrites": {name: count for name, count in choice.rewrites.items() if count},
         "float_layers": choice.float_layers,
         "kept_float": choice.kept_float,
         "sensitivity": tuple(asdict(harm) for harm in choice.ranking),

@@ -233,6 +233,7 @@ class Quantization(Record):
     precision: str = "int8"
     effort: str = "low"
     ranges: str = "minmax"
+    rewrites: Mapping[str, int] = field(default_factory=dict)
     float_layers: tuple[str, ...] = ()
     kept_float: bool = False
     sensitivity: tuple[Mapping[str, Any], ...] = ()
