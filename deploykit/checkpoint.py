@@ -90,9 +90,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint. Raises: CheckpointError when it is missing, cut short or not of deploykit."""
     source = Path(path)
     header, tensors = _read_tensors(source)
-    if header.get("schema") != _SCHEMA:
+    if "schema" not in header:
         raise CheckpointError(
-            f"{source} has schema {header.get('schema')!r}; this deploykit reads {_SCHEMA!r}, which `deploykit train`"
+            f"{source} is no checkpoint of deploykit; another program's weights go with the name of their network:"
+            " NETWORK --weights FILE"
+        )
+    if header["schema"] != _SCHEMA:
+        raise CheckpointError(
+            f"{source} has schema {header['schema']!r}; this deploykit reads {_SCHEMA!r}, which `deploykit train`"
             " writes"
         )
     try:

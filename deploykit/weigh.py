@@ -31,6 +31,7 @@ COMPARED = (
     "peak_activation_bytes",
 )
 """The figures of a profile that ``compare`` sets in ratio."""
+_PICKLED = (".pth", ".pt")  # PyTorch's own files, which say nothing of their network
 
 
 def weigh(
@@ -168,6 +169,8 @@ def _weigh_module(text: str, opened: Source) -> Profile:
 def _is_onnx(text: str) -> bool:
     if text.lower().endswith(".onnx"):
         return True
+    if Path(text).suffix.lower() in _PICKLED:
+        return False
     return Path(text).is_file() and checkpoint_path(text) is None and text not in names()
 
 

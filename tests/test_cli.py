@@ -213,6 +213,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Path:
     (folder / "file").write_text("in the way")
     (folder / "text.json").write_text("{")
     (folder / "future.json").write_text('{"schema": "deploykit.timing/9"}')
+    (folder / "weights.pth").write_bytes(b"PK")
     return folder
 
 
@@ -274,6 +275,7 @@ BAD_INPUT: list[tuple[tuple[str, ...], str]] = [
     (("export", "good.safetensors", "-o", "file/m.onnx"), "cannot write"),
     (("export", "truncated.safetensors", "-o", "out/m.onnx"), "cut short"),
     (("export", "text.safetensors", "-o", "out/m.onnx"), "not a readable safetensors"),
+    (("inspect", "weights.pth"), "NETWORK --weights FILE"),
     (("export", "empty folder", "-o", "out/m.onnx"), "checkpoint.safetensors"),
     (("export", "lenet", "-o", "out/m.onnx"), "did you mean 'lenet"),
     (("export", "lenet5", "-o", "out/m.onnx", "--opset", "3"), "18 to 23"),
