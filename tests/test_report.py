@@ -362,6 +362,7 @@ def test_a_trained_network_alone_is_a_report(tmp_path):
     for ending in (".html", ".md", ".csv", ".json"):
         text = write_report([tmp_path / "train.json"], tmp_path / f"r{ending}").read_text("utf-8")
         assert ("99.12 %" in text) == (ending in (".html", ".md"))
+        assert "1 records" not in text
 
 
 def test_missing_figures_are_dashes_and_no_column(tmp_path):

@@ -39,7 +39,8 @@ def markdown_text(collection: Collection, title: str) -> str:
     if notes:
         parts.append("\n".join(f"<sup>{number}</sup> {_cell(text)}  " for text, number in notes.items()))
     parts += [f"> **Warning** {_cell(warning)}" for warning in collection.warnings]
-    parts.append(f"<sub>deploykit {__version__}, {collection.records} records</sub>")
+    noun = "record" if collection.records == 1 else "records"
+    parts.append(f"<sub>deploykit {__version__}, {collection.records} {noun}</sub>")
     return "\n\n".join(parts) + "\n"
 
 
