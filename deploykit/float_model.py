@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["FloatModel", "opened_float_model"]
 
 _OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
-# Not worth it in float: integer kernels exist for Gemm with its bias, and for the parts of HardSwish.
-_FOR_INTEGERS = frozenset({"matmul_to_gemm", "split_hard_swish"})
+# Integer kernels exist for Gemm with its bias and for the parts of HardSwish; LRN is the slowest operator that is left.
+_FOR_INTEGERS = frozenset({"matmul_to_gemm", "split_hard_swish", "split_lrn"})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ The rules, for runtimes that compute an operator in integers when every tensor t
    was not would have to be rounded for them alone.
    HardSigmoid is one of them: rounding to its own step and range is what it computes (``quantize_linear``).
 4. So do operators that only move values (pooling by maximum, views); they keep the rounding of what they read.
+   Pooling by maximum that feeds integer products alone is always one: integers pool several times faster than float.
 5. What feeds no product any more stays in float: rounding the answers costs accuracy and saves nothing.
 6. The last matrix product writes float.
 """
@@ -104,9 +105,16 @@ class _Planner:
         if quantizable_product(node):
             return True
         read = _activations(node)
+        if node.op_type == "MaxPool" and self._feeds_products_alone(node):
+            return True
         if node.op_type in FOLDED | self.followers | MOVERS:
             return bool(read) and len(read) == self._expected(node) and all(map(self._is_integer, read))
         return False
+
+    def _feeds_products_alone(self, node: onnx_ir.Node) -> bool:
+        readers = node.outputs[0].consumers()
+        products = [user for user in readers if quantizable_product(user) and user.name not in self.without]
+        return bool(readers) and len(products) == len(readers) and not node.outputs[0].is_graph_output()
 
     @staticmethod
     def _expected(node: onnx_ir.Node) -> int:

@@ -23,6 +23,7 @@ from deploykit.graph.lrn_chain import lrn_chain
 from deploykit.graph.matmul_to_gemm import matmul_to_gemm
 from deploykit.graph.plain_weights import dense_weights, freeze_weights
 from deploykit.graph.split_hard_swish import split_hard_swish
+from deploykit.graph.split_lrn import split_lrn
 
 if TYPE_CHECKING:
     import onnx
@@ -66,6 +67,7 @@ _TABLE = (
     Rewrite("free_batch", "frees the batch that the file fixes", free_batch, default=False),
     Rewrite("gemm_to_matmul", "turns Gemm into MatMul and Add", gemm_to_matmul, default=False),
     Rewrite("matmul_to_gemm", "turns MatMul and Add into Gemm", matmul_to_gemm, default=False),
+    Rewrite("split_lrn", "turns LRN into a banded 1×1 convolution and square roots", split_lrn, default=False),
     Rewrite("split_hard_swish", "turns HardSwish into HardSigmoid and Mul", split_hard_swish, default=False),
 )
 REWRITES: Mapping[str, Rewrite] = MappingProxyType({rewrite.name: rewrite for rewrite in _TABLE})

@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["channel_axis", "groups_of", "quantizable_product", "to_rows", "weights_from_rows", "weights_of"]
+__all__ = [
+    "KEEP_FLOAT",
+    "channel_axis",
+    "groups_of",
+    "quantizable_product",
+    "to_rows",
+    "weights_from_rows",
+    "weights_of",
+]
+
+
+KEEP_FLOAT = "deploykit.keep_float"
+"""Key of a node's metadata: whoever made it knows that integers would not do; the value says why."""
 
 
 def quantizable_product(node: onnx_ir.Node) -> bool:
@@ -19,10 +31,11 @@ def quantizable_product(node: onnx_ir.Node) -> bool:
     1. ``Conv`` of pictures or sequences, in groups or not.
     2. ``Gemm`` with alpha and beta 1, its data not transposed and its bias, if any, one number a channel.
     3. ``MatMul`` with a matrix at its right.
+    4. None that carries ``KEEP_FLOAT``.
     """
     import onnx_ir as ir
 
-    if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
+    if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul") or KEEP_FLOAT in node.metadata_props:
         return False
     weight = node.inputs[1].const_value if node.inputs[1] is not None else None
     if weight is None or weight.dtype != ir.DataType.FLOAT or _is_input(node.inputs[1]):
