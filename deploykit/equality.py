@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import InputError, ModelFileError, ParityError
 from deploykit.figures import byte_text
-from deploykit.runtime import Session, create_session
+from deploykit.runtime import Session, create_session, filled
 
 if TYPE_CHECKING:
     import onnx
@@ -92,13 +92,13 @@ def _opened(model: onnx.ModelProto | str | os.PathLike[str]) -> Session:
 
 
 def _answers(session: Session, feed: Feed) -> dict[str, NDArray[Any]]:
-    """All outputs by name; rows beyond a fixed batch are given in several runs."""
+    """All outputs by name; rows beyond a fixed batch are given in several runs, the last of them filled up."""
     rows, size = len(next(iter(feed.values()))), session.fixed_batch
-    if size is None or size == rows or rows % max(size, 1):
+    if not size or size == rows or any(len(array) != rows for array in feed.values()):
         outputs = session.run(feed)
     else:
         parts = [
-            session.run({name: array[start : start + size] for name, array in feed.items()})
+            session.run({name: filled(array[start : start + size], size) for name, array in feed.items()})
             for start in range(0, rows, size)
         ]
         outputs = [np.concatenate(several) for several in zip(*parts, strict=True)]

@@ -80,7 +80,7 @@ def export(module, shape, path):
 
 def test_listing_imports_no_torch():
     code = (
-        "import sys; from deploykit import models; assert len(models.names()) == 46; models.spec('lenet5');"
+        "import sys; from deploykit import models; assert len(models.names()) == 47; models.spec('lenet5');"
         "bad = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
