@@ -31,6 +31,7 @@ __all__ = [
     "EnsembleMember",
     "Example",
     "FactoredLayer",
+    "Failure",
     "FileCost",
     "Flip",
     "Latency",
@@ -143,7 +144,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency and memory of one model in one setting."""
+    """Latency and memory of one model in one setting.
+
+    ``turns_ms`` holds the median of every turn, process by process: what intervals are bootstrapped from.
+    """
 
     model: str
     model_sha256: str
@@ -161,6 +165,19 @@ class Timing:
     warnings: tuple[str, ...] = ()
     network: str | None = None
     file_bytes: int | None = None
+    turns_ms: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a model could not be measured in a setting, while others could."""
+
+    model: str
+    model_sha256: str
+    provider: str
+    threads: int
+    batch: int
+    error: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +187,7 @@ class Bench(Record):
     kind: ClassVar[str] = "timing"
 
     results: tuple[Timing, ...]
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

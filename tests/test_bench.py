@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_onnx import conv_chain, endless_loop, matmul, relu, save_graph
 
-from deploykit import bench, environment
+from deploykit import environment
 from deploykit.artifact import Artifact
 from deploykit.bench import BenchOptions, bench_onnx
+from deploykit.contestant import Contestant, ModelProcess
 from deploykit.errors import InputError, ModelFileError, ProviderError, UnknownNameError
 from deploykit.feeds import Feed, feeds_of, parse_shapes
 from deploykit.files import dump_json, sha256_file, write_json
@@ -158,6 +159,23 @@ def test_too_little_time_is_said_beside_the_number(tmp_path):
     assert any("1000000 samples" in warning for warning in timing.warnings)
 
 
+def test_every_combination_and_each_once(tmp_path):
+    model = relu(tmp_path / "m.onnx")
+    record = bench_onnx([model], QUICK, batch=(1, 4), threads=(1, 2, 1), samples=5, min_time_s=0.0)
+    assert [(timing.threads, timing.batch) for timing in record.results] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    assert all(len(timing.turns_ms) == 1 and len(timing.turns_ms[0]) >= 2 for timing in record.results)
+
+
+def test_the_others_go_on_without_one_that_hangs(tmp_path):
+    fine, hangs = relu(tmp_path / "fine.onnx"), endless_loop(tmp_path / "endless.onnx")
+    record = bench_onnx([hangs, fine], QUICK, keep_going=True, timeout_s=2, samples=5, min_time_s=0.0)
+    assert [timing.model for timing in record.results] == ["fine"]
+    assert [failure.model for failure in record.failures] == ["endless"]
+    assert "no answer to 'start' within 2 s" in record.failures[0].error
+    with pytest.raises(InputError, match="no answer"):
+        bench_onnx([hangs], QUICK, keep_going=True, timeout_s=2)
+
+
 @pytest.mark.parametrize(
     ("blocks", "doubt"),
     [
@@ -169,8 +187,8 @@ def test_too_little_time_is_said_beside_the_number(tmp_path):
     ids=["steady", "drift", "spread", "few"],
 )
 def test_what_makes_a_latency_doubtful(tmp_path, blocks, doubt):
-    process = bench._Process(worker=None, started={}, runs=10, lead=1, levelled=True, cpu_before_s=0.0, blocks=blocks)
-    contestant = bench._Contestant(Artifact.read(relu(tmp_path / "m.onnx")), "fp32", [], [process])
+    process = ModelProcess(worker=None, started={}, runs=10, lead=1, levelled=True, cpu_before_s=0.0, blocks=blocks)
+    contestant = Contestant(Artifact.read(relu(tmp_path / "m.onnx")), "fp32", [], processes=[process])
     doubts = list(contestant._doubts(BenchOptions(samples=5, min_time_s=0.0)))
     assert (not doubts) if doubt is None else any(doubt in text for text in doubts)
 
