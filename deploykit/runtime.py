@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import time
@@ -24,6 +23,7 @@ from deploykit import environment
 from deploykit.artifact import TensorSpec, check_is_file
 from deploykit.errors import InputError, ProviderError, UnknownNameError
 from deploykit.runtime_errors import failures, mapped, one_line
+from deploykit.runtime_plugins import PLUGINS, plugin_of
 from deploykit.runtime_views import DTYPES, view_of
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ PROVIDERS: dict[str, str] = {
 """Short name of a provider -> ONNX Runtime's name."""
 
 _SHORT = {long: short for short, long in PROVIDERS.items()}
-_PLUGINS = {"openvino": "onnxruntime_ep_openvino"}
-"""Providers that come as a plugin package beside any onnxruntime wheel -> the package's import name."""
 
 _FIX = {
     "cuda": "it needs an NVIDIA GPU with its driver, and pip install 'deploykit[cuda]'; or use --provider cpu",
@@ -225,7 +223,7 @@ def _start(source: str | bytes, provider: str, options: Any, threads: int, allow
     what = "the model's bytes" if isinstance(source, bytes) else source
     arguments: dict[str, Any] = {"providers": [PROVIDERS["cpu"]]}
     try:
-        if provider in _PLUGINS:
+        if provider in PLUGINS:
             _add_plugin(provider, options, threads)
             arguments = {}
         elif provider != "cpu":
@@ -256,33 +254,29 @@ def _provider_options(provider: str, threads: int) -> dict[str, str]:
 
 
 def _plugin_installed(provider: str) -> bool:
-    return provider in _PLUGINS and util.find_spec(_PLUGINS[provider]) is not None
+    return provider in PLUGINS and util.find_spec(PLUGINS[provider][0]) is not None
 
 
 def _add_plugin(provider: str, options: Any, threads: int) -> None:
-    """Registers a plugin provider's library once a process and adds its CPU device to ``options``.
-
-    The device type is fixed to the CPU: there the thread count below means what it says.
-    """
+    """Registers a plugin provider's library once a process and adds its device to ``options``."""
     from importlib import import_module
 
-    runtime, long = _runtime(), PROVIDERS[provider]
-    if not _plugin_installed(provider):
+    runtime, long, plugin = _runtime(), PROVIDERS[provider], plugin_of(provider, threads)
+    if plugin is None or not _plugin_installed(provider):
         raise ProviderError(f"provider {provider!r} is not installed; {_FIX[provider]}")
     if not any(device.ep_name == long for device in runtime.get_ep_devices()):
         with contextlib.suppress(failures().Fail):  # registered already, in a process where it has no device
-            runtime.register_execution_provider_library(long, import_module(_PLUGINS[provider]).get_library_path())
+            runtime.register_execution_provider_library(long, import_module(plugin.package).get_library_path())
+    kind = getattr(runtime.OrtHardwareDeviceType, plugin.device)
     found = [device for device in runtime.get_ep_devices() if device.ep_name == long]
-    devices = [device for device in found if device.device.type == runtime.OrtHardwareDeviceType.CPU]
+    devices = [device for device in found if device.device.type == kind]
     if not devices:
         cpu = environment.describe()["cpu"]
         raise ProviderError(
             f"provider {provider!r} is installed but offers no device on this CPU ({cpu}); {_FIX[provider]}"
         )
-    # OpenVINO passes over other spellings of the thread option with no more than a warning.
-    load_config = json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(threads)}})
     with mapped(f"provider {provider!r} cannot start", provider, _FIX.get(provider, "")):
-        options.add_provider_for_devices(devices, {"load_config": load_config})
+        options.add_provider_for_devices(devices, dict(plugin.options))
 
 
 def _placement(raw: Any) -> dict[str, int]:
