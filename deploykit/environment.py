@@ -11,14 +11,12 @@ import copy
 import functools
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_cpus", "cpu_features", "describe", "memory_limit", "package_versions"]
+__all__ = ["available_cpus", "cgroup_folders", "cpu_features", "describe", "memory_limit", "package_versions"]
 
 PACKAGES = (
     "numpy",
@@ -107,6 +105,8 @@ def package_versions() -> dict[str, str]:
 
 
 def _version(distribution: str) -> str | None:
+    from importlib import metadata  # brings zipfile and email, 4 MB that a bench worker would be charged with
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -126,7 +126,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 def _cpu_quota(root: Path) -> float | None:
     """CPUs' worth of time that the cgroup grants, None without a limit (kernel docs: cgroup-v2, sched-bwc)."""
     quotas = []
-    for folder in _cgroup_folders(root, "cpu"):
+    for folder in cgroup_folders(root, "cpu"):
         words = _words(folder / "cpu.max")  # v2: "150000 100000" or "max 100000"
         if not words:
             words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")  # v1; -1 is no limit
@@ -138,7 +138,7 @@ def _cpu_quota(root: Path) -> float | None:
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Bytes that the cgroup lets this process have, None without a limit."""
     limits = []
-    for folder in _cgroup_folders(root, "memory"):
+    for folder in cgroup_folders(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             words = _words(folder / name)
             if words and words[0].isdigit() and int(words[0]) < _NO_LIMIT_BYTES:
@@ -146,7 +146,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     return min(limits, default=None)
 
 
-def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+def cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """Folders that may limit this process, own group first, then its parents: the tightest one holds.
 
     A container often sees its own group mounted as the top folder under another path than /proc/self/cgroup says;
@@ -233,6 +233,8 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _output(command: list[str]) -> str:
     """What a system tool prints; empty when it is absent, fails or hangs, since each of them is optional."""
+    import subprocess
+
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
