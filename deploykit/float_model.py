@@ -26,7 +26,8 @@ __all__ = ["FloatModel", "opened_float_model"]
 
 _OLDEST_OPSET = 13  # the first whose DequantizeLinear takes one scale a channel
 # Integer kernels exist for Gemm with its bias and for the parts of HardSwish; LRN is the slowest operator that is left.
-_FOR_INTEGERS = frozenset({"matmul_to_gemm", "split_hard_swish", "split_lrn"})
+# A chain of Concats copies runs whose bytes stay what they are.
+_FOR_INTEGERS = frozenset({"matmul_to_gemm", "split_hard_swish", "split_lrn", "chain_concat"})
 
 
 @dataclass(frozen=True)

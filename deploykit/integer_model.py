@@ -17,6 +17,7 @@ from deploykit.graph.block_matrices import BlockWeights, insert_block_matrices
 from deploykit.graph.half import half_precision
 from deploykit.graph.quantization_plan import Plan, plan_quantization
 from deploykit.graph.quantize_linear import RoundedWeights, insert_quantization
+from deploykit.graph.tied_ranges import tie_concats
 from deploykit.graph.weight_rows import quantizable_product
 from deploykit.layer_inputs import feed_of, grams_in_passes
 from deploykit.layer_rounding import block_layer, learn_layers, round_layers
@@ -165,7 +166,7 @@ class IntegerModels:
             while root not in found:
                 root = self.plan.tied[root]
             found[name] = found[root]
-        return found
+        return tie_concats(self.model.graph(), self.plan, found)
 
     @property
     def _batch(self) -> int:

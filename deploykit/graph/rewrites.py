@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import UnknownNameError
 from deploykit.graph.batch_norm_to_depthwise import batch_norm_to_depthwise
+from deploykit.graph.chain_concat import chain_concat
 from deploykit.graph.drop_identity import drop_identity
 from deploykit.graph.dynamic_batch import dynamic_batch
 from deploykit.graph.editing import remove
@@ -22,6 +23,7 @@ from deploykit.graph.inferred import forget_shapes, infer_values
 from deploykit.graph.lrn_chain import lrn_chain
 from deploykit.graph.matmul_to_gemm import matmul_to_gemm
 from deploykit.graph.plain_weights import dense_weights, freeze_weights
+from deploykit.graph.pool_before_pointwise import pool_before_pointwise
 from deploykit.graph.split_hard_swish import split_hard_swish
 from deploykit.graph.split_lrn import split_lrn
 
@@ -63,10 +65,16 @@ _TABLE = (
     ),
     Rewrite("global_pool", "turns ReduceMean over all positions into GlobalAveragePool", global_pool),
     Rewrite("lrn_chain", "turns PyTorch's chain for local response normalisation into LRN", lrn_chain),
+    Rewrite(
+        "pool_before_pointwise",
+        "averages before the 1×1 convolution that averaging follows, and not behind it",
+        pool_before_pointwise,
+    ),
     Rewrite("dynamic_batch", "keeps the batch free where a Reshape fixes it to the traced one", dynamic_batch),
     Rewrite("free_batch", "frees the batch that the file fixes", free_batch, default=False),
     Rewrite("gemm_to_matmul", "turns Gemm into MatMul and Add", gemm_to_matmul, default=False),
     Rewrite("matmul_to_gemm", "turns MatMul and Add into Gemm", matmul_to_gemm, default=False),
+    Rewrite("chain_concat", "lets a Concat read what another one has joined already", chain_concat, default=False),
     Rewrite("split_lrn", "turns LRN into a banded 1×1 convolution and square roots", split_lrn, default=False),
     Rewrite("split_hard_swish", "turns HardSwish into HardSigmoid and Mul", split_hard_swish, default=False),
 )
