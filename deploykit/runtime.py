@@ -147,6 +147,7 @@ def create_session(
     allow_fallback: bool = False,
     record_placement: bool = True,
     weights_folder: Path | None = None,
+    profile_prefix: str | None = None,
 ) -> Session:
     """Loads a model on one provider.
 
@@ -159,6 +160,7 @@ def create_session(
         allow_fallback: Whether a provider that cannot start or took no node may be replaced by the CPU.
         record_placement: Whether to read back where the nodes were placed.
         weights_folder: Where the files with the weights lie that the bytes of a model name.
+        profile_prefix: What the name of the profile begins with that ONNX Runtime then writes; None writes none.
 
     Raises:
         UnknownNameError: No such provider.
@@ -172,6 +174,8 @@ def create_session(
     count = environment.available_cpus() if threads is None else threads
     source = _source(model)
     options = _session_options(count, optimize, spinning)
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
     if record_placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if weights_folder is not None:
