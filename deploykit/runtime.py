@@ -1,4 +1,4 @@
-"""The only place that creates ONNX Runtime sessions: providers by short names, threads, and honest placement.
+"""The only place that creates ONNX Runtime sessions: threads, memory, and honest placement.
 
 ONNX Runtime lists providers that cannot start, and a session that cannot start one falls back to the CPU without a
 word. Here the placement of every node is read back, and a provider that took none is an error.
@@ -6,14 +6,13 @@ word. Here the placement of every node is read back, and a provider that took no
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
-from importlib import util
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,45 +20,55 @@ import numpy as np
 
 from deploykit import environment
 from deploykit.artifact import TensorSpec, check_is_file
-from deploykit.errors import InputError, ProviderError, UnknownNameError
-from deploykit.runtime_errors import failures, mapped, one_line
-from deploykit.runtime_plugins import PLUGINS, plugin_of
+from deploykit.errors import InputError, ProviderError
+from deploykit.lean_model import LeanModel, prepared
+from deploykit.provider_options import built_in_options, check_provider_options, precision_notes
+from deploykit.providers import (
+    PROVIDERS,
+    add_plugin,
+    check_provider,
+    fix_of,
+    listed_name,
+    onnxruntime_module,
+    plugin_for,
+    provider_names,
+    short_name_of,
+    why_not,
+)
+from deploykit.runtime_errors import mapped
+from deploykit.runtime_plugins import Plugin, plugin_of
 from deploykit.runtime_views import DTYPES, view_of
+from deploykit.session_options import MEMORY_MODES, apply_lean, check_memory, check_threads, session_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PROVIDERS", "Session", "check_threads", "create_session", "provider_names"]
-
-PROVIDERS: dict[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
-"""Short name of a provider -> ONNX Runtime's name."""
-
-_SHORT = {long: short for short, long in PROVIDERS.items()}
-
-_FIX = {
-    "cuda": "it needs an NVIDIA GPU with its driver, and pip install 'deploykit[cuda]'; or use --provider cpu",
-    "tensorrt": "it needs an NVIDIA GPU, CUDA and the TensorRT libraries; or use --provider cpu",
-    "coreml": "it needs macOS; or use --provider cpu",
-    "xnnpack": "it needs an onnxruntime built with it (Android, iOS); or use --provider cpu",
-    "qnn": "it needs pip install onnxruntime-qnn on a Qualcomm device; or use --provider cpu",
-    "openvino": "it needs pip install 'deploykit[openvino]' and an Intel processor; or use --provider cpu",
-}
-_MOST_THREADS = 1024
-_LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
+__all__ = [
+    "MEMORY_MODES",
+    "PROVIDERS",
+    "Plugin",
+    "Session",
+    "check_memory",
+    "check_provider",
+    "check_provider_options",
+    "check_threads",
+    "create_session",
+    "filled",
+    "plugin_of",
+    "provider_names",
+    "save_optimized",
+]
 
 
-def provider_names() -> list[str]:
-    """Short names of the providers that this installation lists; whether one starts, only a session can tell."""
-    listed = set(_runtime().get_available_providers())
-    return [name for name, long in PROVIDERS.items() if long in listed or _plugin_installed(name)]
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for: the provider and what it is told."""
+
+    provider: str
+    threads: int
+    options: Mapping[str, str]
+    lean: bool
+    plugin: Plugin | None = None
 
 
 class Session:
@@ -72,20 +81,34 @@ class Session:
         provider: Short name of what really runs: the provider asked for if it took a node, otherwise ``"cpu"``.
         nodes_by_provider: Number of nodes by short name after optimisation and fusion; empty when not known.
         threads: Threads of one operator, the calling one counted.
-        load_ms: Milliseconds from the path to a session that is ready to run.
+        provider_options: What the user told the provider; empty where the CPU runs instead.
+        plugin: What loaded the provider where it came as a plugin, with all that it was told.
+        memory: The memory mode, of ``MEMORY_MODES``.
+        load_ms: Milliseconds from the path to a session that is ready to run; for lean memory from the prepared copy.
         notes: What a reader of figures has to know, such as a provider that computes in another precision.
     """
 
-    def __init__(self, raw: Any, *, asked: str, threads: int, load_ms: float, placed: bool) -> None:
+    def __init__(self, raw: Any, wanted: _Wanted, *, load_ms: float, placed: bool, notes: tuple[str, ...] = ()) -> None:
         self.raw = raw
         self.inputs = tuple(_tensor(value) for value in raw.get_inputs())
         self.outputs = tuple(_tensor(value) for value in raw.get_outputs())
         self.nodes_by_provider = _placement(raw) if placed else {}
-        took_part = self.nodes_by_provider or {_SHORT.get(name, name): 1 for name in raw.get_providers()}
-        self.provider = asked if took_part.get(asked) else "cpu"
-        self.threads = threads
+        took_part = self.nodes_by_provider or {short_name_of(name): 1 for name in raw.get_providers()}
+        runs = bool(took_part.get(wanted.provider))
+        self.provider = wanted.provider if runs else "cpu"
+        self.threads = wanted.threads
+        self.provider_options = dict(wanted.options) if runs else {}
+        self.plugin = wanted.plugin if runs else None
+        self.memory = "lean" if wanted.lean else "default"
         self.load_ms = load_ms
-        self.notes = _notes(self.provider, placed)
+        self.notes = (*_placement_notes(self.provider, placed), *self._option_notes(), *notes)
+
+    def _option_notes(self) -> Iterator[str]:
+        yield from precision_notes(self.provider, self.provider_options)
+        told = set() if self.plugin else set(self.raw.get_provider_options().get(PROVIDERS.get(self.provider), {}))
+        for key in self.provider_options:
+            if told and key not in told:
+                yield f"{self.provider} does not report the option {key}, which may have had no effect"
 
     def run(self, feeds: NDArray[Any] | Mapping[str, NDArray[Any]]) -> list[np.ndarray[Any, Any]]:
         """Runs the model once on an array (for the only input) or on arrays by input name; returns all outputs.
@@ -96,7 +119,7 @@ class Session:
             ProviderError: The provider, which is not the CPU, fails while it runs.
         """
         named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
-        with mapped("cannot run the model", self.provider, _FIX.get(self.provider, "")):
+        with mapped("cannot run the model", self.provider, fix_of(self.provider)):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
 
@@ -147,185 +170,149 @@ def create_session(
     allow_fallback: bool = False,
     record_placement: bool = True,
     weights_folder: Path | None = None,
-    profile_prefix: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    memory: str = "default",
 ) -> Session:
     """Loads a model on one provider.
 
     Args:
         model: A path, or the bytes of a model.
-        provider: A short name of ``PROVIDERS``. Nodes that it cannot take run on the CPU, and are counted.
+        provider: A short name of ``PROVIDERS`` or of an installed plugin. Nodes that it cannot take run on the CPU, and
+            are counted.
         threads: Threads of one operator; None takes what affinity and the cgroup's quota allow.
         optimize: Whether ONNX Runtime rewrites and fuses the graph.
         spinning: Whether idle threads wait actively (about 50 ms after a run): faster runs, busy neighbours.
         allow_fallback: Whether a provider that cannot start or took no node may be replaced by the CPU.
         record_placement: Whether to read back where the nodes were placed.
         weights_folder: Where the files with the weights lie that the bytes of a model name.
-        profile_prefix: What the name of the profile begins with that ONNX Runtime then writes; None writes none.
+        provider_options: Options of the provider, in its own names.
+        memory: ``"default"``, or ``"lean"`` for a peak near the weights: the model is loaded from a copy that is
+            prepared in another process, unless it is one (``lean_model.lean_copy``).
 
     Raises:
-        UnknownNameError: No such provider.
-        InputError: ``threads`` below 1 or above 1024.
+        UnknownNameError: No such provider or memory mode.
+        InputError: ``threads`` below 1 or above 1024; an option that would be ignored; lean memory for bytes.
         ModelFileError: Missing, damaged, or with operators that have no kernel here.
-        ProviderError: The provider is absent, cannot start or took no node, with the reason and the fix.
+        ProviderError: The provider is absent, cannot start, refuses an option or took no node, with the reason and
+            the fix.
     """
-    if provider not in PROVIDERS:
-        raise UnknownNameError("provider", provider, PROVIDERS)
+    given = dict(provider_options or {})
+    check_provider(provider)
+    check_provider_options(provider, given)
     check_threads(threads)
-    count = environment.available_cpus() if threads is None else threads
-    source = _source(model)
-    options = _session_options(count, optimize, spinning)
-    if profile_prefix is not None:
-        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
-    if record_placement:
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if weights_folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights_folder))
-    began = time.perf_counter()
-    raw = _start(source, provider, options, count, allow_fallback)
-    load_ms = (time.perf_counter() - began) * 1000.0
+    check_memory(memory)
+    wanted = _Wanted(
+        provider, environment.available_cpus() if threads is None else threads, given, lean=memory == "lean"
+    )
+    with _source(model, wanted, optimize) as (source, lean):
+
+        def options() -> Any:
+            made = session_options(
+                wanted.threads,
+                optimize=optimize,
+                spinning=spinning,
+                placement=record_placement,
+                weights_folder=weights_folder,
+            )
+            return apply_lean(made, lean, provider) if lean else made
+
+        began = time.perf_counter()
+        raw, started = _start(source, wanted, options, allow_fallback)
+        load_ms = (time.perf_counter() - began) * 1000.0
+        notes = tuple(lean.notes(Path(str(source)))) if lean else ()
     placed = record_placement and hasattr(raw, "get_provider_graph_assignment_info")
-    session = Session(raw, asked=provider, threads=count, load_ms=load_ms, placed=placed)
+    session = Session(raw, started, load_ms=load_ms, placed=placed, notes=notes)
     if session.provider != provider and not allow_fallback:
-        raise ProviderError(f"provider {provider!r} {_why_not(provider, raw)}; {_FIX[provider]}")
+        raise ProviderError(f"provider {provider!r} {why_not(provider, raw)}; {fix_of(provider)}")
     return session
 
 
-def check_threads(threads: int | None) -> None:
-    """Raises: InputError for fewer than one thread, or more than any machine has use for."""
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise InputError(f"threads {threads}; allowed: 1 to {_MOST_THREADS}")
+def save_optimized(model: Path, target: Path, *, weights: str, inline_bytes: int) -> None:
+    """Writes the graph as the CPU provider runs it on this processor, for ``lean_model``.
+
+    Args:
+        model: The file.
+        target: The ``.onnx`` to write.
+        weights: Name of the file beside it that takes the weights.
+        inline_bytes: Weights below this size stay in ``target``.
+
+    Raises: as ``create_session`` on the CPU.
+    """
+    options = session_options(1, optimize=True, spinning=False)
+    options.optimized_model_filepath = str(target)
+    for key, value in (
+        ("session.optimized_model_external_initializers_file_name", weights),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", str(inline_bytes)),
+        ("session.disable_prepacking", "1"),  # what is packed is not written, and takes time
+    ):
+        options.add_session_config_entry(key, value)
+    _on_cpu(str(model), options)
 
 
-def _runtime() -> Any:
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(_LOG_FATAL)
-    return onnxruntime
-
-
-def _source(model: str | os.PathLike[str] | bytes) -> str | bytes:
+@contextmanager
+def _source(
+    model: str | os.PathLike[str] | bytes, wanted: _Wanted, optimize: bool
+) -> Iterator[tuple[str | bytes, LeanModel | None]]:
+    """What ONNX Runtime loads, and what is known of it where it is a lean copy."""
     if isinstance(model, bytes):
-        return model
+        if wanted.lean:
+            raise InputError("memory 'lean' received a model's bytes; allowed: the path of a file")
+        yield model, None
+        return
     check_is_file(Path(model))
-    return str(Path(model))
+    if not wanted.lean:
+        yield str(Path(model)), None
+        return
+    with prepared(Path(model), provider=wanted.provider, optimize=optimize) as copy:
+        yield str(copy), LeanModel.read(copy)
 
 
-def _session_options(threads: int, optimize: bool, spinning: bool) -> Any:
-    runtime = _runtime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = _LOG_FATAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    levels = runtime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    return options
+def _start(
+    source: str | bytes, wanted: _Wanted, options: Callable[[], Any], allow_fallback: bool
+) -> tuple[Any, _Wanted]:
+    """The raw session on the provider, or on the CPU when it cannot be had and ``allow_fallback`` permits that."""
+    if wanted.provider != "cpu":
+        try:
+            return _on_provider(source, wanted, options())
+        except ProviderError:
+            if not allow_fallback:
+                raise
+    return _on_cpu(source, options()), wanted
 
 
-def _start(source: str | bytes, provider: str, options: Any, threads: int, allow_fallback: bool) -> Any:
-    """The raw session on ``provider``, or on the CPU when it cannot be had and ``allow_fallback`` permits that."""
-    what = "the model's bytes" if isinstance(source, bytes) else source
-    arguments: dict[str, Any] = {"providers": [PROVIDERS["cpu"]]}
-    try:
-        if provider in PLUGINS:
-            _add_plugin(provider, options, threads)
-            arguments = {}
-        elif provider != "cpu":
-            arguments = {"providers": [(_listed(provider), _provider_options(provider, threads)), PROVIDERS["cpu"]]}
-        with mapped(f"cannot load {what}", provider, _FIX.get(provider, "")):
-            # Without enable_fallback=0 onnxruntime prints to stdout and quietly starts on the CPU.
-            return _runtime().InferenceSession(source, options, enable_fallback=0, **arguments)
-    except ProviderError:
-        if not allow_fallback:
-            raise
-    with mapped(f"cannot load {what}", "cpu", ""):
-        return _runtime().InferenceSession(source, options, enable_fallback=0, providers=[PROVIDERS["cpu"]])
+def _on_provider(source: str | bytes, wanted: _Wanted, options: Any) -> tuple[Any, _Wanted]:
+    provider, arguments = wanted.provider, dict[str, Any]()
+    plugin = plugin_for(provider, wanted.threads, dict(wanted.options))
+    if plugin:
+        add_plugin(plugin, provider, options)
+    else:
+        told = built_in_options(provider, wanted.threads, wanted.options, lean=wanted.lean)
+        arguments = {"providers": [(listed_name(provider), told), PROVIDERS["cpu"]]}
+    with mapped(f"cannot load {_name_of(source)}", provider, fix_of(provider)):
+        # Without enable_fallback=0 onnxruntime prints to stdout and quietly starts on the CPU.
+        raw = onnxruntime_module().InferenceSession(source, options, enable_fallback=0, **arguments)
+    return raw, replace(wanted, plugin=plugin)
 
 
-def _listed(provider: str) -> str:
-    if PROVIDERS[provider] not in _runtime().get_available_providers():
-        have = ", ".join(provider_names())
-        raise ProviderError(f"provider {provider!r} is not in this onnxruntime, which has {have}; {_FIX[provider]}")
-    if provider in ("cuda", "tensorrt"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            _runtime().preload_dlls()
-    return PROVIDERS[provider]
+def _on_cpu(source: str | bytes, options: Any) -> Any:
+    with mapped(f"cannot load {_name_of(source)}", "cpu", ""):
+        return onnxruntime_module().InferenceSession(source, options, enable_fallback=0, providers=[PROVIDERS["cpu"]])
 
 
-def _provider_options(provider: str, threads: int) -> dict[str, str]:
-    # XNNPACK keeps a thread pool of its own (onnxruntime docs, XNNPACK provider).
-    return {"intra_op_num_threads": str(threads)} if provider == "xnnpack" else {}
-
-
-def _plugin_installed(provider: str) -> bool:
-    return provider in PLUGINS and util.find_spec(PLUGINS[provider][0]) is not None
-
-
-def _add_plugin(provider: str, options: Any, threads: int) -> None:
-    """Registers a plugin provider's library once a process and adds its device to ``options``."""
-    from importlib import import_module
-
-    runtime, long, plugin = _runtime(), PROVIDERS[provider], plugin_of(provider, threads)
-    if plugin is None or not _plugin_installed(provider):
-        raise ProviderError(f"provider {provider!r} is not installed; {_FIX[provider]}")
-    if not any(device.ep_name == long for device in runtime.get_ep_devices()):
-        with contextlib.suppress(failures().Fail):  # registered already, in a process where it has no device
-            runtime.register_execution_provider_library(long, import_module(plugin.package).get_library_path())
-    kind = getattr(runtime.OrtHardwareDeviceType, plugin.device)
-    found = [device for device in runtime.get_ep_devices() if device.ep_name == long]
-    devices = [device for device in found if device.device.type == kind]
-    if not devices:
-        cpu = environment.describe()["cpu"]
-        raise ProviderError(
-            f"provider {provider!r} is installed but offers no device on this CPU ({cpu}); {_FIX[provider]}"
-        )
-    with mapped(f"provider {provider!r} cannot start", provider, _FIX.get(provider, "")):
-        options.add_provider_for_devices(devices, dict(plugin.options))
+def _name_of(source: str | bytes) -> str:
+    return "the model's bytes" if isinstance(source, bytes) else source
 
 
 def _placement(raw: Any) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for part in raw.get_provider_graph_assignment_info():
-        counts[_SHORT.get(part.ep_name, part.ep_name)] += len(part.get_nodes())
+        counts[short_name_of(part.ep_name)] += len(part.get_nodes())
     return dict(counts)
 
 
-def _notes(provider: str, placed: bool) -> tuple[str, ...]:
-    notes = []
+def _placement_notes(provider: str, placed: bool) -> Iterator[str]:
     if not placed and provider != "cpu":
-        notes.append("placement of single nodes is unknown: this onnxruntime does not record it")
-    if provider == "openvino" and {"amx_bf16", "avx512_bf16"} & set(environment.cpu_features()):
-        notes.append("OpenVINO computes float models in bfloat16 on this CPU")
-    if provider == "cuda":
-        notes.append("CUDA computes float32 convolutions in TF32 on Ampere and later")
-    return tuple(notes)
-
-
-def _why_not(provider: str, raw: Any) -> str:
-    """The reason that onnxruntime only writes to its log: the library that it could not load, or no GPU."""
-    if PROVIDERS[provider] in raw.get_providers():
-        return "started but took no node of this model"
-    if problem := _library_problem(provider):
-        return f"cannot start here: {problem}"
-    if provider in ("cuda", "tensorrt") and not environment.describe()["gpus"]:
-        return "cannot start here: no NVIDIA GPU was found"
-    return "cannot start here"
-
-
-def _library_problem(provider: str) -> str | None:
-    import ctypes
-
-    name = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}.get(
-        provider
-    )
-    library = Path(_runtime().__file__).parent / "capi" / (name or "")
-    if name is None or not library.is_file():
-        return None
-    try:
-        ctypes.CDLL(str(library))
-    except OSError as problem:
-        return one_line(problem)
-    return None
+        yield "placement of single nodes is unknown: this onnxruntime does not record it"
 
 
 def _tensor(value: Any) -> TensorSpec:

@@ -1,0 +1,97 @@
+"""What a provider is told beside the model, what of it would be ignored, and the precision that follows from it.
+
+Options are refused here where they are known to have no effect; what else a provider does not take, it says itself
+when a session is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from deploykit import environment
+from deploykit.errors import InputError
+
+__all__ = ["built_in_options", "check_provider_options", "precision_notes"]
+
+# What the plugin only warns of in its log (messages of onnxruntime-ep-openvino 1.8.1) -> what has the effect.
+_IGNORED_BY_OPENVINO = {
+    "cache_dir": "CACHE_DIR=FOLDER",
+    "precision": "INFERENCE_PRECISION_HINT=f32",
+    "num_of_threads": "--threads",
+    "num_streams": "NUM_STREAMS=1",
+    "model_priority": "MODEL_PRIORITY=LOW",
+    "device_type": "nothing: the CPU is used",
+    "device_id": "nothing: the CPU is used",
+    "device_luid": "nothing: the CPU is used",
+    "enable_opencl_throttling": "nothing: the CPU is used",
+    "enable_qdq_optimizer": "nothing: the CPU is used",
+    "load_config": "its properties one by one, such as INFERENCE_PRECISION_HINT=f32",
+}
+# What deploykit settles by the number of threads.
+_OF_THREADS = {"openvino": "INFERENCE_NUM_THREADS", "xnnpack": "intra_op_num_threads"}
+_BF16 = {"amx_bf16", "avx512_bf16"}
+_HALF = {"trt_fp16_enable": "float16", "trt_bf16_enable": "bfloat16", "trt_int8_enable": "int8"}
+_QUIET_PROVIDERS = ("cpu", "xnnpack", "openvino", "cuda", "tensorrt", "coreml", "qnn")
+
+
+def check_provider_options(provider: str, options: Mapping[str, str]) -> None:
+    """Raises: InputError for options that are known to have no effect, or that are set in another way."""
+    if provider == "cpu" and options:
+        raise InputError(f"provider 'cpu' received {', '.join(options)}; allowed: none, as it takes no options")
+    for key, value in options.items():
+        if not key or not isinstance(value, str):
+            raise InputError(f"provider option {key!r}: {value!r}; allowed: a name and its value as a text")
+        if key == _OF_THREADS.get(provider):
+            raise InputError(f"provider {provider!r} received {key}; give the number of threads as --threads instead")
+        if provider == "openvino" and key in _IGNORED_BY_OPENVINO:
+            instead = _IGNORED_BY_OPENVINO[key]
+            raise InputError(f"provider 'openvino' ignores {key}; give {instead} instead")
+
+
+def built_in_options(provider: str, threads: int, given: Mapping[str, str], *, lean: bool) -> dict[str, str]:
+    """Options for a provider that is part of ONNX Runtime: ``given``, and what threads and lean memory ask for."""
+    options = {}
+    if provider == "xnnpack":  # it keeps a thread pool of its own (onnxruntime docs, XNNPACK provider)
+        options["intra_op_num_threads"] = str(threads)
+    if provider == "cuda" and lean:  # the arena then grows by what is asked for, not to the next power of two
+        options["arena_extend_strategy"] = "kSameAsRequested"
+    return options | dict(given)
+
+
+def precision_notes(provider: str, options: Mapping[str, str]) -> Iterator[str]:
+    """What is computed in another precision than the file's, under these options and on this machine."""
+    if provider == "openvino":
+        yield from _openvino_notes(options)
+    elif provider in ("cuda", "tensorrt"):
+        yield from _nvidia_notes(provider, options)
+    elif provider == "coreml" and options.get("MLComputeUnits") != "CPUOnly":
+        yield "CoreML may compute float32 in float16 on the GPU and the Neural Engine"
+    elif provider == "qnn" and options.get("enable_htp_fp16_precision", "1") != "0":
+        yield "QNN computes float32 in float16 on the HTP unless enable_htp_fp16_precision=0"
+    elif provider not in _QUIET_PROVIDERS:
+        yield f"the precision that {provider} computes in is not known to deploykit"
+
+
+def _openvino_notes(options: Mapping[str, str]) -> Iterator[str]:
+    """OpenVINO's default is bfloat16 where the CPU has it (docs.openvino.ai, "Precision Control")."""
+    hint = options.get("INFERENCE_PRECISION_HINT")
+    exact = hint == "f32" or (hint is None and options.get("EXECUTION_MODE_HINT") == "ACCURACY")
+    if hint is not None and hint != "f32":
+        yield f"OpenVINO was asked to compute float models in {hint}"
+    elif not exact and _BF16 & set(environment.cpu_features()):
+        yield "OpenVINO computes float models in bfloat16 on this CPU unless INFERENCE_PRECISION_HINT=f32"
+
+
+def _nvidia_notes(provider: str, options: Mapping[str, str]) -> Iterator[str]:
+    name = {"cuda": "CUDA", "tensorrt": "TensorRT"}[provider]
+    allowed = [kind for key, kind in _HALF.items() if options.get(key, "0").lower() in ("1", "true")]
+    if provider == "tensorrt" and allowed:
+        yield f"TensorRT was allowed to compute in {' and '.join(allowed)}"
+    # cuBLAS, cuDNN and TensorRT obey the variable (docs.nvidia.com, "TF32").
+    forbidden = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" or (
+        provider == "cuda" and options.get("use_tf32", "1").lower() in ("0", "false")
+    )
+    if not forbidden:
+        off = "use_tf32=0" if provider == "cuda" else "NVIDIA_TF32_OVERRIDE=0 is set"
+        yield f"{name} computes float32 convolutions in TF32 on Ampere and later unless {off}"
