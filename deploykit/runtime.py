@@ -170,6 +170,7 @@ def create_session(
     allow_fallback: bool = False,
     record_placement: bool = True,
     weights_folder: Path | None = None,
+    profile_prefix: str | None = None,
     provider_options: Mapping[str, str] | None = None,
     memory: str = "default",
 ) -> Session:
@@ -185,6 +186,7 @@ def create_session(
         allow_fallback: Whether a provider that cannot start or took no node may be replaced by the CPU.
         record_placement: Whether to read back where the nodes were placed.
         weights_folder: Where the files with the weights lie that the bytes of a model name.
+        profile_prefix: What the name of the profile begins with that ONNX Runtime then writes; None writes none.
         provider_options: Options of the provider, in its own names.
         memory: ``"default"``, or ``"lean"`` for a peak near the weights: the model is loaded from a copy that is
             prepared in another process, unless it is one (``lean_model.lean_copy``).
@@ -213,6 +215,7 @@ def create_session(
                 spinning=spinning,
                 placement=record_placement,
                 weights_folder=weights_folder,
+                profile_prefix=profile_prefix,
             )
             return apply_lean(made, lean, provider) if lean else made
 

@@ -31,7 +31,13 @@ def check_threads(threads: int | None) -> None:
 
 
 def session_options(
-    threads: int, *, optimize: bool, spinning: bool, placement: bool = False, weights_folder: Path | None = None
+    threads: int,
+    *,
+    optimize: bool,
+    spinning: bool,
+    placement: bool = False,
+    weights_folder: Path | None = None,
+    profile_prefix: str | None = None,
 ) -> Any:
     """An ``onnxruntime.SessionOptions``; the arguments are those of ``runtime.create_session``."""
     runtime = onnxruntime_module()
@@ -42,6 +48,8 @@ def session_options(
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
     if placement:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if weights_folder is not None:
