@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,15 @@ from deploykit.files import write_bytes
 if TYPE_CHECKING:
     import altair
 
-__all__ = ["chart_library", "pareto_front", "save_chart", "tradeoff_chart", "training_curves", "training_panels"]
+__all__ = [
+    "chart_library",
+    "pareto_front",
+    "save_chart",
+    "tradeoff_chart",
+    "training_curves",
+    "training_panels",
+    "unchecked",
+]
 
 _SERIES = {"train": "#6b7a90", "test": "#2f7de1"}
 _CHART_HEIGHT = 260  # pixels
@@ -41,6 +50,20 @@ def _vl_convert() -> Any:
     except ImportError as problem:
         raise MissingDependencyError("vl-convert-python", "report", "saving charts") from problem
     return vl_convert
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Charts made inside are not held against Vega-Lite's schema part by part, which takes most of the time of many.
+
+    Raises:
+        MissingDependencyError: altair is not installed.
+    """
+    _altair()
+    from altair.utils.schemapi import debug_mode
+
+    with debug_mode(False):
+        yield
 
 
 def _is_number(value: Any) -> bool:
@@ -110,6 +133,15 @@ def _kinds(alt: Any, colors: Mapping[str, str], shapes: Mapping[str, str], legen
     }
 
 
+def _outlines(alt: Any, colors: Mapping[str, str]) -> dict[str, Any]:
+    """The encodings that draw unstable rows as outlines in their colour."""
+    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
+    return {
+        "stroke": alt.Stroke("network:N", scale=scale, legend=None),
+        "fillOpacity": alt.condition("datum.stable === false", alt.value(0.08), alt.value(1.0)),
+    }
+
+
 def tradeoff_chart(
     rows: Sequence[Mapping[str, Any]],
     x: str,
@@ -125,7 +157,8 @@ def tradeoff_chart(
 ) -> altair.LayerChart:
     """A scatter of what models are worth against what they cost, with the Pareto front drawn.
 
-    Networks differ by colour, precisions by shape; points off the front are pale.
+    Networks differ by colour, precisions by shape; points off the front are pale, and where an axis is the latency,
+    rows whose ``stable`` is false are outlines.
 
     Args:
         rows: One mapping a model, with ``name``, ``network``, ``precision`` and the two axes; rows that lack a
@@ -158,6 +191,8 @@ def tradeoff_chart(
     shapes = precision_shapes(precisions or [row["precision"] for row in drawn])
     hover = tooltip or {"name": "Model", f"{x}_shown": title_x, f"{y}_shown": title_y}
     marks = {"x": across, "y": up, "tooltip": _tooltips(alt, hover)} | _kinds(alt, colors, shapes, legend)
+    if "latency_ms" in (x, y) and any(row.get("stable") is False for row in drawn):
+        marks |= _outlines(alt, colors)
 
     def base(name: str) -> Any:
         chart = alt.Chart(alt.NamedData(name)).transform_filter(f"isValid(datum['{x}']) && isValid(datum['{y}'])")
