@@ -18,11 +18,12 @@ from typing import Any
 from deploykit import environment
 from deploykit.bench_options import BenchOptions
 from deploykit.contestant import Contestant, contestants_of
+from deploykit.disturbances import Disturbances
 from deploykit.errors import DeploykitError, InputError
 from deploykit.feeds import parse_shapes
 from deploykit.progress import Progress, silent
-from deploykit.results import Bench
-from deploykit.turns import OtherLoad, take_turns
+from deploykit.timings import Bench, Timing
+from deploykit.turns import take_turns
 
 __all__ = ["BenchOptions", "bench_onnx", "parse_shapes"]
 
@@ -38,8 +39,8 @@ def bench_onnx(
 
     Each model is loaded in a fresh process that imports only numpy and ONNX Runtime; all stay loaded during the
     measurement. The same model may be given twice, which shows the noise floor. The file is read before, so that
-    ``load_ms`` is the time with the file in the system's cache. The interval of the median is bootstrapped over
-    turns, as calls within a turn are not independent.
+    ``load_ms`` is the time with the file in the system's cache. Intervals are bootstrapped over processes and turns,
+    as calls within a turn are not independent.
 
     Returns:
         A record with one timing a model and setting, in the order given.
@@ -55,37 +56,72 @@ def bench_onnx(
     if not paths:
         raise InputError("no model to measure; give one or more .onnx files")
     contestants = [item for path in paths for item in contestants_of(Path(path), chosen)]
-    with ExitStack() as stack:
-        _start(contestants, stack, chosen, progress)
-        others = OtherLoad()
-        go_on = _until_enough(contestants, chosen, progress)
-        take_turns(contestants, seed=chosen.seed, go_on=go_on, keep_going=chosen.keep_going)
-        noise = others.warnings(process for item in contestants for process in item.processes)
-        _raise_if_all_failed(contestants)
-        timings = tuple(item.timing(chosen, noise) for item in contestants if item.failure is None)
-    failures = tuple(item.failed() for item in contestants if item.failure is not None)
+    timings = _measure(contestants, chosen, progress)
+    if chosen.per_operator:
+        timings = _profile(timings, chosen, progress)
     from deploykit import __version__
 
-    return Bench(results=timings, failures=failures, environment=environment.describe(), deploykit=__version__)
+    return Bench(
+        results=tuple(timing for _, timing in timings),
+        failures=tuple(item.failed() for item in contestants if item.failure is not None),
+        headline=chosen.headline,
+        environment=environment.describe(),
+        deploykit=__version__,
+    )
 
 
-def _start(contestants: Sequence[Contestant], stack: ExitStack, options: BenchOptions, progress: Progress) -> None:
-    for done, contestant in enumerate(contestants):
-        progress("bench: load", done, len(contestants), contestant.artifact.name)
+Timed = list[tuple[Contestant, Timing]]
+
+
+def _measure(contestants: Sequence[Contestant], options: BenchOptions, progress: Progress) -> Timed:
+    with ExitStack() as stack:
+        for done, contestant in enumerate(contestants):
+            progress("bench: load", done, len(contestants), contestant.artifact.name)
+            with contestant.attempt(keep_going=options.keep_going):
+                contestant.start(stack, options)
+        progress("bench: load", len(contestants), len(contestants))
+        _raise_if_all_failed(contestants)
+        disturbances = Disturbances()
+        go_on = _until_enough(contestants, options, progress)
+        take_turns(contestants, seed=options.seed, go_on=go_on, keep_going=options.keep_going)
+        noise = disturbances.warnings(sum(process.used_s for item in contestants for process in item.processes))
+        timings: Timed = []
+        for contestant in contestants:
+            if contestant.failure is None:
+                with contestant.attempt(keep_going=options.keep_going):  # its process may have died since
+                    timings.append((contestant, contestant.timing(options, noise)))
+    _raise_if_all_failed(contestants)
+    return timings
+
+
+def _profile(timings: Timed, options: BenchOptions, progress: Progress) -> Timed:
+    """The timings with the time by operator, measured when nothing else runs; what cannot be profiled says why."""
+    found: Timed = []
+    for done, (contestant, timing) in enumerate(timings):
+        progress("bench: operators", done, len(timings), contestant.artifact.name)
         try:
-            contestant.start(stack, options)
+            profile = contestant.profile(options)
         except DeploykitError as problem:
             if not options.keep_going:
                 raise
-            contestant.failure = problem
-    progress("bench: load", len(contestants), len(contestants))
-    _raise_if_all_failed(contestants)
+            lacking = f"no time by operator: {problem}"
+            found.append((contestant, replace(timing, warnings=(*timing.warnings, lacking))))
+            continue
+        operators, nodes = profile.operators, profile.nodes
+        found.append((contestant, replace(timing, operators=operators, nodes=nodes, profiled_ms=profile.call_ms)))
+    progress("bench: operators", len(timings), len(timings))
+    return found
 
 
 def _raise_if_all_failed(contestants: Sequence[Contestant]) -> None:
+    """Raises the first failure, with what the others say beside it where that is something else."""
     failures = [item.failure for item in contestants if item.failure is not None]
-    if len(failures) == len(contestants):
-        raise failures[0]
+    if len(failures) < len(contestants):
+        return
+    reasons = dict.fromkeys(map(str, failures))
+    if len(reasons) > 1:
+        failures[0].args = ("; ".join(reasons),)
+    raise failures[0]
 
 
 def _until_enough(contestants: Sequence[Contestant], options: BenchOptions, progress: Progress) -> Callable[[], bool]:

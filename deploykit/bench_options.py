@@ -6,12 +6,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.runtime import PROVIDERS, check_threads
 
-__all__ = ["BenchOptions", "Setting"]
+__all__ = ["PRESETS", "BenchOptions", "Setting", "preset"]
+
+_HEADLINES = ("median", "p90")
+_DEVICE_PROVIDERS = ("cuda", "tensorrt")  # computing in memory of their own, where copies can be left out
+_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,15 @@ class BenchOptions:
         timeout_s: Seconds that one step (loading, one turn) may take before the worker is ended.
         allow_fallback: Whether a provider that cannot start may be replaced by the CPU; the record then says so.
         keep_going: Whether the others go on where one cannot be measured; the record's ``failures`` then say why.
+        memory: Which memory setting of ``runtime.create_session`` the sessions have.
+        provider_options: Further options of the provider, as ``runtime.create_session`` takes them.
+        io_binding: Whether inputs and outputs stay in the device's memory, so that no copy is timed; None: where the
+            provider computes in memory of its own.
+        cuda_graph: Whether the CUDA provider, with ``io_binding``, captures and replays one graph where the model
+            allows it.
+        per_operator: Whether each model is also profiled, in one more process, after all are timed.
+        energy: Whether the machine's energy counters are read around the timed calls.
+        headline: The figure that stands first: ``"median"`` or ``"p90"``.
     """
 
     provider: str | Sequence[str] = "cpu"
@@ -57,13 +71,20 @@ class BenchOptions:
     batch: int | Sequence[int] = 1
     samples: int = 200
     min_time_s: float = 1.0
-    max_time_s: float = 60.0
+    max_time_s: float = _LIMIT_S
     processes: int = 1
     shape: Mapping[str, tuple[int, ...]] | None = None
     seed: int = 0
     timeout_s: float = 120.0
     allow_fallback: bool = False
     keep_going: bool = False
+    memory: str = "default"
+    provider_options: Mapping[str, str] | None = None
+    io_binding: bool | None = None
+    cuda_graph: bool = True
+    per_operator: bool = False
+    energy: bool = False
+    headline: str = "median"
 
     def __post_init__(self) -> None:
         for provider in _several(self.provider):
@@ -77,26 +98,66 @@ class BenchOptions:
                     raise InputError(f"{name} {value}; allowed: 1 or more")
         if not self.settings():
             raise InputError("no provider, threads or batch to measure with; allowed: one or more of each")
+        self._check_times()
+        for name, shape in (self.shape or {}).items():
+            if any(size < 1 for size in shape):
+                raise InputError(f"shape {name}={shape}; allowed: sizes of 1 or more")
+        if self.headline not in _HEADLINES:
+            raise UnknownNameError("headline", self.headline, _HEADLINES)
+
+    def _check_times(self) -> None:
         finite = all(map(math.isfinite, (self.min_time_s, self.max_time_s, self.timeout_s)))
         if not finite or self.min_time_s < 0 or self.max_time_s <= 0 or self.timeout_s <= 0:
             times = f"min_time_s {self.min_time_s}, max_time_s {self.max_time_s}, timeout_s {self.timeout_s}"
             raise InputError(f"{times}; allowed: positive, finite seconds")
         if self.max_time_s < self.min_time_s:
             raise InputError(f"max_time_s {self.max_time_s} is below min_time_s {self.min_time_s}")
-        for name, shape in (self.shape or {}).items():
-            if any(size < 1 for size in shape):
-                raise InputError(f"shape {name}={shape}; allowed: sizes of 1 or more")
 
     def settings(self) -> tuple[Setting, ...]:
         """Every combination of provider, threads and batch, each once."""
-        session = {"allow_fallback": self.allow_fallback}
+        session: dict[str, Any] = {"allow_fallback": self.allow_fallback}
+        if self.memory != "default":
+            session["memory"] = self.memory
+        if self.provider_options:
+            session["provider_options"] = dict(self.provider_options)
         grid = itertools.product(*(dict.fromkeys(_several(v)) for v in (self.provider, self.threads, self.batch)))
         return tuple(Setting(provider, threads, batch, session) for provider, threads, batch in grid)
 
+    def binds(self, provider: str) -> bool:
+        """Whether inputs and outputs stay in the memory of the provider's device."""
+        return provider in _DEVICE_PROVIDERS if self.io_binding is None else self.io_binding
+
     def changed(self, **values: Any) -> BenchOptions:
-        """These options with other values; None leaves an option as it is. Raises: InputError."""
-        return replace(self, **{name: value for name, value in values.items() if value is not None})
+        """These options with other values; None leaves an option as it is. Raises: InputError.
+
+        Whoever asks for more samples or seconds and names no limit gets one that leaves room for them: a minute, or
+        twice the seconds.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        if given.keys() & {"samples", "min_time_s"} and "max_time_s" not in given:
+            given["max_time_s"] = max(self.max_time_s, _LIMIT_S, 2.0 * given.get("min_time_s", 0.0))
+        return replace(self, **given)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+PRESETS: Mapping[str, BenchOptions] = MappingProxyType(
+    {
+        # LiteRT's benchmark tool: 50 runs and 1 s.
+        "quick": BenchOptions(samples=50, min_time_s=1.0, max_time_s=4.0),
+        # Repetitions belong to the level that varies most, processes (Kalibera & Jones 2013, section 6).
+        "ci": BenchOptions(samples=300, min_time_s=3.0, processes=3),
+        # MLPerf Inference, single stream: one query after the other, 1,024 or more of them, 90th percentile.
+        "mlperf": BenchOptions(samples=1024, min_time_s=10.0, max_time_s=600.0, headline="p90"),
+    }
+)
+"""Options by name, for the command line's ``--preset``."""
+
+
+def preset(name: str) -> BenchOptions:
+    """The options of a preset. Raises: UnknownNameError."""
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    return PRESETS[name]

@@ -16,6 +16,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from deploykit import __version__
 from deploykit.commands import (
+    bench,
     chain,
     compression,
     conversion,
@@ -56,7 +57,7 @@ for command in (
     rewriting.rewrite,
     quantization.quantize,
     measuring.evaluate,
-    measuring.bench,
+    bench.bench,
     measuring.report,
     verification.verify,
     pictures.visualize,

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 from deploykit.compressions import Compression, FactoredLayer, PrunedLayer
 from deploykit.errors import InputError
 from deploykit.files import read_json
+from deploykit.operators import NodeTime, OperatorTime
 from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, StageProfile
 from deploykit.record import Record
 from deploykit.rewritings import Rewriting
+from deploykit.timings import Bench, Failure, Latency, Memory, Timing
 from deploykit.verifications import CpuRun, Flip, Verification
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "LayerProfile",
     "Memory",
     "NetworkCost",
+    "NodeTime",
+    "OperatorTime",
     "Profile",
     "PrunedLayer",
     "Quantization",
@@ -111,83 +115,6 @@ class Accuracy(Record):
     members: tuple[EnsembleMember, ...] = ()
     examples: tuple[Example, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Latency of one inference call in milliseconds; ``ci_low`` and ``ci_high`` bound the median (95 %)."""
-
-    median: float
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-    min: float
-    ci_low: float
-    ci_high: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a fresh process that loads and runs one model.
-
-    ``weights_bytes`` is the model file; ``after_load_bytes`` and ``peak_bytes`` are resident memory of the process
-    less what it held before the session was made, ``process_peak_bytes`` is the whole process.
-    """
-
-    weights_bytes: int
-    after_load_bytes: int | None
-    peak_bytes: int | None
-    process_peak_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Latency and memory of one model in one setting.
-
-    ``turns_ms`` holds the median of every turn, process by process: what intervals are bootstrapped from.
-    """
-
-    model: str
-    model_sha256: str
-    precision: str
-    provider: str
-    nodes_by_provider: Mapping[str, int]
-    threads: int
-    batch: int
-    latency_ms: Latency
-    throughput_per_s: float
-    load_ms: float
-    first_run_ms: float
-    memory: Memory
-    stable: bool
-    warnings: tuple[str, ...] = ()
-    network: str | None = None
-    file_bytes: int | None = None
-    turns_ms: tuple[tuple[float, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a model could not be measured in a setting, while others could."""
-
-    model: str
-    model_sha256: str
-    provider: str
-    threads: int
-    batch: int
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench(Record):
-    """The timings of one interleaved run (``bench``)."""
-
-    kind: ClassVar[str] = "timing"
-
-    results: tuple[Timing, ...]
-    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from deploykit.contestant import Contestant, ModelProcess
-from deploykit.errors import DeploykitError
+from deploykit.contestant import Contestant
 
-__all__ = ["OtherLoad", "take_turns"]
-
-_MAX_OTHERS = 0.10  # processor time of other processes, as a fraction of the machine
+__all__ = ["take_turns"]
 
 
 def take_turns(
@@ -31,42 +26,5 @@ def take_turns(
         generator.shuffle(order)
         for contestant, process in (*order, *reversed(order)):
             if contestant.failure is None:
-                try:
+                with contestant.attempt(keep_going=keep_going):
                     process.take_turn()
-                except DeploykitError as problem:
-                    if not keep_going:
-                        raise
-                    contestant.failure = problem
-
-
-class OtherLoad:
-    """Processor time that went to others while we measured, for the warning beside the figures."""
-
-    def __init__(self) -> None:
-        self._before = _busy_seconds()
-        self._own_before = time.process_time()
-        self._began = time.monotonic()
-
-    def warnings(self, processes: Iterable[ModelProcess]) -> list[str]:
-        busy, stolen = (after - before for after, before in zip(_busy_seconds(), self._before, strict=True))
-        own = (
-            time.process_time() - self._own_before + sum(process.cpu_s - process.cpu_before_s for process in processes)
-        )
-        machine = (os.cpu_count() or 1) * (time.monotonic() - self._began)
-        found = []
-        if (share := (busy - own) / machine) > _MAX_OTHERS:
-            found.append(f"other processes used {share:.0%} of the machine's processors")
-        if (share := stolen / machine) > _MAX_OTHERS / 4:
-            found.append(f"the hypervisor took {share:.0%} of the machine's processors away")
-        return found
-
-
-def _busy_seconds() -> tuple[float, float]:
-    """Processor seconds of all processes since the machine started, and those that a hypervisor took."""
-    import psutil
-
-    times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    stolen = getattr(times, "steal", 0.0)
-    guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user already
-    return sum(times) - idle - stolen - guest, stolen

@@ -21,6 +21,7 @@ from deploykit.contestant import Contestant, ModelProcess
 from deploykit.errors import InputError, ModelFileError, ProviderError, UnknownNameError
 from deploykit.feeds import Feed, feeds_of, parse_shapes
 from deploykit.files import dump_json, sha256_file, write_json
+from deploykit.random_inputs import make_feeds
 from deploykit.results import Bench, read_record
 from deploykit.runtime import create_session
 from deploykit.worker import Worker
@@ -187,7 +188,8 @@ def test_the_others_go_on_without_one_that_hangs(tmp_path):
     ids=["steady", "drift", "spread", "few"],
 )
 def test_what_makes_a_latency_doubtful(tmp_path, blocks, doubt):
-    process = ModelProcess(worker=None, started={}, runs=10, lead=1, levelled=True, cpu_before_s=0.0, blocks=blocks)
+    warm = {"median_ms": 1.0, "levelled": True, "cpu_s": 0.0}
+    process = ModelProcess(worker=None, started={"threads": 1}, warm=warm, blocks=blocks)
     contestant = Contestant(Artifact.read(relu(tmp_path / "m.onnx")), "fp32", [], processes=[process])
     doubts = list(contestant._doubts(BenchOptions(samples=5, min_time_s=0.0)))
     assert (not doubts) if doubt is None else any(doubt in text for text in doubts)
@@ -351,16 +353,14 @@ def test_shapes_of_the_command_line():
     [("uint8", 0, 255), ("int8", -128, 127), ("int64", 0, 0), ("bool", 0, 0), ("float32", -9, 9), ("float16", -9, 9)],
 )
 def test_inputs_span_what_their_type_allows_and_follow_the_seed(dtype, low, high):
-    from deploykit.worker import _make_feeds
-
     feed = {"name": "x", "dtype": dtype, "shape": [1, 3, 64, 64]}
-    values = _make_feeds([feed], 1)["x"]
+    values = make_feeds([feed], 1)["x"]
     assert (values.dtype.name, values.shape) == (dtype, (1, 3, 64, 64))
     assert low <= float(values.min()) and float(values.max()) <= high
     if high > low:
         assert len(np.unique(values)) > 200
-        assert not np.array_equal(values, _make_feeds([feed], 2)["x"])
-    assert np.array_equal(values, _make_feeds([feed], 1)["x"])
+        assert not np.array_equal(values, make_feeds([feed], 2)["x"])
+    assert np.array_equal(values, make_feeds([feed], 1)["x"])
 
 
 # What cannot be measured

@@ -1,4 +1,4 @@
-"""``evaluate``, ``bench`` and ``report``."""
+"""``evaluate`` and ``report``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deploykit.commands.options import (
     parse_preprocess,
 )
 from deploykit.errors import InputError
-from deploykit.figures import byte_text, millisecond_text, percent_text
+from deploykit.figures import millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
     from deploykit.results import Accuracy
 
-__all__ = ["bench", "evaluate", "report"]
+__all__ = ["evaluate", "report"]
 
 
 def evaluate(
@@ -113,63 +113,12 @@ def _several(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="One or more .onnx files, measured interleaved.")],
-    provider: Provider = "cpu",
-    threads: Threads = None,
-    batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
-    samples: Annotated[int | None, typer.Option(help="Fewest timed runs a model.")] = None,
-    min_time: Annotated[float | None, typer.Option(help="Fewest seconds of timed runs a model.")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="Shape of an input, such as input=1x3x224x224.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes inputs and order.")] = 0,
-    output: RecordOutput = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Measure latency and memory, each model in a fresh process, all of them interleaved.
-
-    Example: deploykit bench lenet5.onnx lenet5.int8.onnx --threads 1
-    """
-    from deploykit.bench import BenchOptions, bench_onnx, parse_shapes
-    from deploykit.files import check_writable, write_json
-
-    options = BenchOptions(provider=provider, threads=threads, batch=batch, shape=parse_shapes(shape or ()), seed=seed)
-    options = options.changed(samples=samples, min_time_s=min_time)
-    if output:
-        check_writable(output, overwrite=overwrite)
-    with progress_bar() as progress:
-        record = bench_onnx(models, options, progress=progress)
-    if output:
-        write_json(output, record.to_document(), overwrite=overwrite)
-    for timing in record.results:
-        for warning in timing.warnings:
-            note(f"warning: {timing.model}: {warning}")
-    if as_json:
-        print_json(record.to_document())
-        return
-    rows = [
-        (
-            timing.model,
-            timing.precision,
-            f"{timing.provider} ×{timing.threads}",
-            millisecond_text(timing.latency_ms.median) + ("" if timing.stable else " !"),
-            f"{timing.latency_ms.ci_low:.3g}–{timing.latency_ms.ci_high:.3g}",
-            millisecond_text(timing.latency_ms.p90),
-            millisecond_text(timing.latency_ms.p99),
-            millisecond_text(timing.load_ms),
-            millisecond_text(timing.first_run_ms),
-            byte_text(timing.memory.peak_bytes),
-            byte_text(timing.file_bytes),
-        )
-        for timing in record.results
-    ]
-    columns = ("model", "precision", "on", "median", "95 %", "p90", "p99", "load", "first run", "peak", "file")
-    print_table(columns, rows, left=3)
-
-
 def report(
     paths: Annotated[list[Path] | None, typer.Argument(help="Records, or folders that hold some.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="report.html, .md, .csv or .json.")] = None,
+    baseline: Annotated[
+        list[Path] | None, typer.Option(help="Records of an earlier state: says what changed; may be repeated.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     claims: Annotated[
         bool, typer.Option("--claims", help="Measure what papers say of the reference networks, and report it.")
@@ -186,11 +135,13 @@ def report(
 ) -> None:
     """Make one page of records: HTML, Markdown, CSV or JSON by the ending of -o.
 
-    With --claims the record of what was measured is written beside it, as NAME.claims.json.
+    With --baseline each model and setting stands beside the earlier figures; what was measured on another machine, with
+    other versions or in another setting gets no ratio, and the key that differs is named. With --claims the record of
+    what was measured is written beside it, as NAME.claims.json.
 
-    Example: deploykit report runs -o report.html
+    Example: deploykit report runs --baseline main -o report.md
     """
-    from deploykit.report import check_report, collect, report_document, write_report
+    from deploykit.report import check_report, collect_both, report_document, write_report
 
     if output is None:
         raise InputError("no file to write; give -o report.html, .md, .csv or .json")
@@ -203,9 +154,11 @@ def report(
     if claims:
         given.append(_measure_claims(output, network, threads, work, overwrite=overwrite))
     heading = title or ("The reference networks: said and measured" if claims else "deploykit report")
-    written = write_report(given, output, title=heading, overwrite=overwrite)
+    before = list(baseline or ())
+    written = write_report(given, output, baseline=before, title=heading, overwrite=overwrite)
     if as_json:
-        print_json(report_document(collect(given), heading))
+        collection, diff = collect_both(given, before)
+        print_json(report_document(collection, heading, diff=diff))
         return
     print_line(str(written))
 
