@@ -159,7 +159,13 @@ class IntegerModels:
         return plan_quantization(graph, without=kept, inputs_only=self.recipe.inputs_only, tables=tables)
 
     def _ranges(self, method: str) -> dict[str, tuple[float, float]]:
-        found = self.statistics.ranges(method, symmetric=self.recipe.activations.symmetric)
+        scheme = self.recipe.activations
+        found = self.statistics.ranges(method, symmetric=scheme.symmetric)
+        if scheme.by_sign:
+            both = self.statistics.ranges(method, symmetric=True)
+            found = {
+                name: both[name] if scheme.is_symmetric(low) else (low, high) for name, (low, high) in found.items()
+            }
         # A tensor that only moves values reaches as far as what it reads, also where that is left in float.
         for name in self.plan.points:
             root = name

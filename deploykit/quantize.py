@@ -88,9 +88,10 @@ def quantize_onnx(
     parent = Artifact.of_model(source, Path(model))
     _check_quantizable(source, parent)
     samples, held_out = _samples(parent, calibration, options, preprocess)
+    without = {*options.without, *options.chosen.not_rewritten}
     with (
         _one_line(parent.path),
-        opened_float_model(source, parent, batch_size=options.batch_size, without=options.without) as prepared,
+        opened_float_model(source, parent, batch_size=options.batch_size, without=without) as prepared,
     ):
         choice, quantized = _chosen(prepared, samples, held_out, options, progress)
     _stamp(quantized, source, parent, samples, options.chosen, choice)

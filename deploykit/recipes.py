@@ -29,6 +29,7 @@ class Recipe:
         integer_bias: int32 biases.
         four_bit_matrices: Fully connected layers have 4-bit weights and read float.
         budgeted: Leaves layers in float to keep within a drop of accuracy.
+        not_rewritten: Rewrites for other runtimes' sake (``graph.rewrites.REWRITES``).
     """
 
     name: str
@@ -40,11 +41,15 @@ class Recipe:
     integer_bias: bool = True
     four_bit_matrices: bool = False
     budgeted: bool = False
+    not_rewritten: frozenset[str] = frozenset()
 
 
 # Without VNNI x86 adds two products in 16 bits: every pair of neighbours has to stay within 128 together. With it, and
 # on ARM, in the tensor cores and under OpenVINO, a weight has all of int8's range but −128.
 _PORTABLE, _FULL = Grid(127, pair_limit=128), Grid(127)
+
+# OpenVINO has kernels for these, and computes BatchNormalization together with what stands behind it.
+_WHOLE = frozenset({"batch_norm_to_depthwise", "split_hard_swish", "split_lrn"})
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
@@ -66,9 +71,11 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             "int8-openvino",
-            "for OpenVINO: rounding only where layers read, float biases",
+            "for OpenVINO: rounding only where operators read, zero point 0, float biases",
             grid=_FULL,
+            activations=ActivationScheme(by_sign=True),
             inputs_only=True,
+            not_rewritten=_WHOLE,
             integer_bias=False,
         ),
         Recipe(

@@ -83,7 +83,7 @@ def test_the_plan_of_a_graph_with_everything(tmp_path: Path) -> None:
     assert "Add3" not in without.nodes and "c1" not in without.points  # a sum with a float side stays in float
     assert "p" in without.points  # the next convolution reads integers all the same
     edges = plan_quantization(model, inputs_only=True)
-    assert (edges.points, edges.tied) == (["x", "r0", "p", "v"], {})
+    assert (edges.points, edges.tied) == (["x", "r0", "c1", "r1", "p", "j", "v"], {})
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int8-vnni", "int8-arm", "int8-tensorrt", "int8-openvino"])
@@ -95,7 +95,10 @@ def test_every_recipe_computes_nearly_the_same(recipe: str, tmp_path: Path) -> N
     assert _snr(wanted, plain) > 28
     made = onnx.load(tmp_path / "q.onnx")
     kinds = {numpy_helper.to_array(t).dtype for t in made.graph.initializer if t.name == "x_zero_point"}
-    assert kinds == {np.dtype(np.int8 if recipe in ("int8-arm", "int8-tensorrt") else np.uint8)}
+    signed = recipe in ("int8-arm", "int8-tensorrt", "int8-openvino")
+    assert kinds == {np.dtype(np.int8 if signed else np.uint8)}
+    behind_relu = {numpy_helper.to_array(t).dtype for t in made.graph.initializer if t.name == "r0_zero_point"}
+    assert recipe != "int8-openvino" or behind_relu == {np.dtype(np.uint8)}  # no level is given away
     integer_bias = any(t.data_type == TensorProto.INT32 for t in made.graph.initializer)
     assert integer_bias == (recipe not in ("int8-tensorrt", "int8-openvino"))
     if recipe == "int8-tensorrt":

@@ -31,6 +31,7 @@ FOLLOWERS = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "HardSigmoid", "LeakyRelu", "Sigmoid"}
 )
 MOVERS = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"})
+_READERS = frozenset({"Add", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 
 
@@ -67,7 +68,8 @@ def plan_quantization(
         model: Left as it is.
         without: Names of operators that stay in float.
         tables: Whether HardSigmoid becomes a rounding of its own, which takes a zero point that is not 0.
-        inputs_only: Round what products and residual additions read, and nothing else: what OpenVINO's graph wants.
+        inputs_only: Round what products, residual additions and pooling read, and nothing else: what OpenVINO's graph
+            wants.
     """
     planner = _Planner(model, frozenset(without), FOLLOWERS if tables else FOLLOWERS - {"HardSigmoid"})
     return planner.inputs_only() if inputs_only else planner.everywhere()
@@ -92,11 +94,16 @@ class _Planner:
     def inputs_only(self) -> Plan:
         plan = Plan()
         for node in self.graph:
-            if node.name in self.without or not quantizable_product(node):
+            if node.name in self.without or node.domain:
                 continue
-            plan.products.append(str(node.name))
+            read = _activations(node)
+            if quantizable_product(node):
+                plan.products.append(str(node.name))
+            elif node.op_type not in _READERS or len(read) != self._expected(node):
+                continue
             plan.nodes.add(str(node.name))
-            _append(plan.points, str(node.inputs[0].name))  # type: ignore[union-attr]
+            for value in read:
+                _append(plan.points, str(value.name))
         return plan
 
     def _joins(self, node: onnx_ir.Node) -> bool:

@@ -34,16 +34,22 @@ class ActivationScheme:
         signed: int8, otherwise uint8.
         symmetric: The zero point is 0 and the range is the same on both sides; otherwise zero lies where it falls,
             at the lowest level for what Relu made.
+        by_sign: The zero point is 0, in int8 for tensors with negative values and in uint8 for the others.
     """
 
     signed: bool = False
     symmetric: bool = False
+    by_sign: bool = False
+
+    def is_symmetric(self, low: float) -> bool:
+        """Whether a tensor with this lowest value gets the same range on both sides of 0."""
+        return self.symmetric or (self.by_sign and low < 0)
 
     def parameters(self, low: float, high: float) -> tuple[np.float32, NDArray[np.integer]]:
         """Step and zero point of a range that includes 0."""
-        if self.symmetric:
+        if self.is_symmetric(low):
             step = max(-low, high) / 127 or 1.0
-            return np.float32(step), np.asarray(0, np.int8 if self.signed else np.uint8)
+            return np.float32(step), np.asarray(0, np.int8 if self.signed or self.by_sign else np.uint8)
         step = (high - low) / 255 or 1.0
         lowest = -128 if self.signed else 0
         zero = int(np.clip(np.rint(lowest - low / step), lowest, lowest + 255))
