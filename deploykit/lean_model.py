@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -135,6 +133,8 @@ def prepared(model: Path, *, provider: str, optimize: bool) -> Iterator[Path]:
         known.check(model, provider, optimize=optimize)
         yield model
         return
+    import tempfile
+
     # Windows does not remove files that are mapped.
     with tempfile.TemporaryDirectory(prefix="deploykit-lean-", ignore_cleanup_errors=True) as folder:
         yield lean_copy(model, folder, provider=provider, optimize=optimize)
@@ -142,6 +142,9 @@ def prepared(model: Path, *, provider: str, optimize: bool) -> Iterator[Path]:
 
 def _made_elsewhere(job: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """The answer of a fresh process that does the job. Raises: InputError when it gave none."""
+    import subprocess
+    import tempfile  # both here, as each bench worker would be charged with them
+
     command = [sys.executable, "-P", "-W", "ignore", "-m", "deploykit.lean_worker", json.dumps(job)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": _environment()}
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stderr=log, **pipes) as process:

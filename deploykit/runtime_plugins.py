@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module, metadata, util
+from importlib import import_module, util
 
 __all__ = ["PLUGINS", "Plugin", "installed_plugins", "plugin_of", "plugin_problems", "short_name"]
 
@@ -95,6 +95,8 @@ def _openvino_options(threads: int, given: Mapping[str, str]) -> dict[str, str]:
 
 def _unlisted_packages() -> Iterator[str]:
     listed = {package for package, _ in PLUGINS.values()}
+    from importlib import metadata  # brings zipfile and email, 4 MB that a bench worker would be charged with
+
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"] or ""
         if _DISTRIBUTION.fullmatch(name):
