@@ -3,8 +3,8 @@
     python benchmarks/openvino_runtime.py densenet121 resnet50 … --python VENV/bin/python [--samples 16] [--keep DIR]
 
 The interpreter named needs nncf, openvino, onnx and onnxruntime. Each network is exported with fresh weights and
-quantized
-by both from the same samples; all three files are then timed in one process, in turns of 20 calls, one thread, batch 1.
+quantized by both from the same samples; all three files are then timed in one process, in turns of 20 calls, one
+thread, batch 1.
 """
 
 from __future__ import annotations
