@@ -21,6 +21,7 @@ _LAZY = {
     "export_onnx": "deploykit.export",
     "rewrite_onnx": "deploykit.rewriting",
     "quantize_onnx": "deploykit.quantize",
+    "tune_onnx": "deploykit.tune",
     "evaluate_onnx": "deploykit.evaluate",
     "evaluate_ensemble": "deploykit.evaluate",
     "bench_onnx": "deploykit.bench",

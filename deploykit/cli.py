@@ -28,6 +28,7 @@ from deploykit.commands import (
     quantization,
     rewriting,
     training,
+    tuning,
     verification,
 )
 from deploykit.errors import DeploykitError
@@ -56,6 +57,7 @@ for command in (
     conversion.export,
     rewriting.rewrite,
     quantization.quantize,
+    tuning.tune,
     measuring.evaluate,
     bench.bench,
     measuring.report,

@@ -20,11 +20,13 @@ from deploykit.profiles import Comparison, Difference, LayerProfile, Profile, St
 from deploykit.record import Record
 from deploykit.rewritings import Rewriting
 from deploykit.timings import Bench, Failure, Latency, Memory, Timing
+from deploykit.tunings import Candidate, Tuning
 from deploykit.verifications import CpuRun, Flip, Verification
 
 __all__ = [
     "Accuracy",
     "Bench",
+    "Candidate",
     "Claims",
     "Comparison",
     "Compression",
@@ -51,6 +53,7 @@ __all__ = [
     "Statement",
     "Timing",
     "Training",
+    "Tuning",
     "Verification",
     "read_record",
 ]
@@ -260,6 +263,7 @@ _KINDS: dict[str, type[Record]] = {
         Verification,
         Compression,
         Rewriting,
+        Tuning,
     )
 }
 
