@@ -20,6 +20,7 @@ from typing import Any, Literal
 from deploykit import environment
 from deploykit.errors import DeploykitError
 from deploykit.runtime import PROVIDERS
+from deploykit.runtime_plugins import plugin_distributions
 from deploykit.worker import Worker
 
 __all__ = ["Check", "Diagnosis", "diagnose"]
@@ -40,6 +41,11 @@ _RUNTIME_WHEELS = (
     "onnxruntime-qnn",
     "onnxruntime-training",
     "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+    "onnxruntime-webgpu",
+    "onnxruntime-trt-rtx",
+    "onnxruntime-windowsml",
+    "onnxruntime-cann",
     "ort-nightly",
     "ort-nightly-gpu",
 )
@@ -65,7 +71,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings. ``providers`` holds ``{name, listed, works, detail}`` for each provider that deploykit knows."""
+    """All findings.
+
+    ``providers`` holds ``{name, listed, works, detail}`` for each provider that deploykit knows, and for those of
+    installed plugins.
+    """
 
     checks: tuple[Check, ...]
     environment: Mapping[str, Any]
@@ -102,6 +112,7 @@ def diagnose() -> Diagnosis:
         _python(),
         _wheels(),
         runtime_check,
+        _plugins(),
         *_provider_checks(providers, machine),
         *_extras(),
         _int8(machine["machine"], machine["cpu_features"]),
@@ -124,7 +135,8 @@ def _wheels(path: Sequence[str] | None = None) -> Check:
     """Whether exactly one wheel brings ``onnxruntime``; two overwrite each other's files (onnxruntime #26996)."""
     found = metadata.distributions() if path is None else metadata.distributions(path=list(path))
     names = {(dist.metadata["Name"] or "").lower().replace("_", "-"): dist.version for dist in found}
-    wheels = {name: names[name] for name in _RUNTIME_WHEELS if name in names}
+    plugins = plugin_distributions(path)  # onnxruntime-qnn is one since 2.0
+    wheels = {name: names[name] for name in _RUNTIME_WHEELS if name in names and name not in plugins}
     listed = ", ".join(f"{name} {version}" for name, version in wheels.items())
     if not wheels:
         return Check("onnxruntime wheel", "problem", "no onnxruntime is installed", "pip install onnxruntime")
@@ -134,6 +146,17 @@ def _wheels(path: Sequence[str] | None = None) -> Check:
     # Reinstalling the kept one is needed: removing the other took files away that both own.
     fix = f"pip uninstall -y {' '.join(wheels)} && pip install --no-cache-dir {keep}=={wheels[keep]}"
     return Check("onnxruntime wheel", "problem", f"{listed} are installed and overwrite each other's files", fix)
+
+
+def _plugins(path: Sequence[str] | None = None) -> Check:
+    """The packages that bring a provider beside the wheel; whether one starts, its provider's check says."""
+    plugins = plugin_distributions(path)
+    listed = ", ".join(f"{name} {version}" for name, (version, _) in plugins.items())
+    empty = [name for name, (_, there) in plugins.items() if not there]
+    if empty:
+        fix = f"pip uninstall -y {' '.join(empty)}"
+        return Check("plugins", "warning", f"{', '.join(empty)} bring no package that could be loaded", fix)
+    return Check("plugins", "ok", listed or "none")
 
 
 def _try_providers() -> tuple[list[dict[str, Any]], Check]:
@@ -149,7 +172,7 @@ def _try_providers() -> tuple[list[dict[str, Any]], Check]:
     rows = [
         {"name": name, "listed": name in listed}
         | {"works": not outcomes.get(name, "x"), "detail": outcomes.get(name, "not in this onnxruntime") or "runs"}
-        for name in PROVIDERS
+        for name in dict.fromkeys([*PROVIDERS, *listed])
     ]
     return rows, Check("onnxruntime", "ok", f"loads and lists {', '.join(listed)}")
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, util
 
-__all__ = ["PLUGINS", "Plugin", "installed_plugins", "plugin_of", "plugin_problems", "short_name"]
+__all__ = ["PLUGINS", "Plugin", "installed_plugins", "plugin_distributions", "plugin_of", "short_name"]
 
 PLUGINS = {
     "openvino": ("onnxruntime_ep_openvino", "OpenVINOExecutionProvider"),
@@ -59,13 +59,23 @@ def installed_plugins() -> dict[str, tuple[str, str]]:
     return found
 
 
-def plugin_problems() -> dict[str, str]:
-    """Import names of packages that are called as plugins are but are none, and why."""
+def plugin_distributions(path: Sequence[str] | None = None) -> dict[str, tuple[str, bool]]:
+    """Distributions that are called as plugins are: their version, and whether their package is there.
+
+    Nothing is imported. ``path`` says where to look instead of ``sys.path``.
+    """
+    named = _distributions(path)
+    known = {package.replace("_", "-") for package, _ in PLUGINS.values()}
     return {
-        package: "it cannot be imported, or has no get_library_path and get_ep_name"
-        for package in _unlisted_packages()
-        if _provider_names(package) is None
+        name: (version, util.find_spec(_package_of(name)) is not None)
+        for name, version in sorted(named.items())
+        if _DISTRIBUTION.fullmatch(name) or (name in known and not _is_whole_runtime(name, version))
     }
+
+
+def _is_whole_runtime(name: str, version: str) -> bool:
+    """Whether it is an ONNX Runtime of its own: onnxruntime-qnn was one before 2.0."""
+    return name == "onnxruntime-qnn" and version.split(".")[0] in ("0", "1")
 
 
 def plugin_of(provider: str, threads: int, options: Mapping[str, str] | None = None) -> Plugin | None:
@@ -93,17 +103,23 @@ def _openvino_options(threads: int, given: Mapping[str, str]) -> dict[str, str]:
     return {**others, "load_config": json.dumps({"CPU": properties})}
 
 
-def _unlisted_packages() -> Iterator[str]:
+def _unlisted_packages() -> list[str]:
     listed = {package for package, _ in PLUGINS.values()}
+    packages = dict.fromkeys(_package_of(name) for name in _distributions() if _DISTRIBUTION.fullmatch(name))
+    return [package for package in packages if package not in listed]
+
+
+def _distributions(path: Sequence[str] | None = None) -> dict[str, str]:
+    """Version by name, in lower case."""
     from importlib import metadata  # brings zipfile and email, 4 MB that a bench worker would be charged with
 
-    for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] or ""
-        if _DISTRIBUTION.fullmatch(name):
-            package = re.sub(r"[-.]", "_", name.lower())
-            package = package if util.find_spec(package) is not None else _CUDA_ENDING.sub("", package)
-            if package not in listed:
-                yield package
+    found = metadata.distributions() if path is None else metadata.distributions(path=list(path))
+    return {(item.metadata["Name"] or "").lower(): item.version for item in found}
+
+
+def _package_of(distribution: str) -> str:
+    package = re.sub(r"[-.]", "_", distribution.lower())
+    return package if util.find_spec(package) is not None else _CUDA_ENDING.sub("", package)
 
 
 def _provider_names(package: str) -> list[str] | None:
