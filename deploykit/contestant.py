@@ -41,6 +41,7 @@ class ModelProcess:
     started: Mapping[str, Any]
     warm: Mapping[str, Any]
     blocks: list[list[float]] = field(default_factory=list)  # milliseconds
+    busy_blocks: list[list[float]] = field(default_factory=list)  # the same calls: the calling thread's processor time
     energy_uj: int = 0
     clocks_khz: list[int] = field(default_factory=list)
     runs: int = field(init=False)  # timed calls in one turn
@@ -57,6 +58,7 @@ class ModelProcess:
         """Times one turn. Raises: DeploykitError when the model fails, or its process dies or hangs."""
         answer = self.worker.ask("measure", runs=self.runs, lead=self.lead)
         self.blocks.append([nanoseconds / 1e6 for nanoseconds in answer["latencies_ns"]])
+        self.busy_blocks.append([nanoseconds / 1e6 for nanoseconds in answer["busy_ns"]])
         self.cpu_s = answer["cpu_s"]
         self.energy_uj += answer["energy_uj"] or 0
         if answer["clock_khz"] is not None:

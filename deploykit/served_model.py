@@ -14,11 +14,11 @@ from __future__ import annotations
 import gc
 import json
 import os
-import queue
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from deploykit.runtime import PROVIDERS, Session, create_session, provider_names
 if TYPE_CHECKING:
     from deploykit.energy import Meter
 
-__all__ = ["ServedModel"]
+__all__ = ["ServedModel", "serve"]
 
 _SETTLE_LIMIT_S = 0.3
 _SETTLE_STEP_S = 0.002
@@ -130,10 +130,16 @@ class ServedModel:
         for _ in range(lead):
             self._call()
         self._spent_uj()
-        latencies = [self._time_once() for _ in range(runs)]
+        latencies, busy = zip(*(self._time_busy() for _ in range(runs)), strict=True)
         energy_uj, clock = self._spent_uj(), clock_khz()
         _settle()
-        return {"latencies_ns": latencies, "energy_uj": energy_uj, "clock_khz": clock, "cpu_s": time.process_time()}
+        return {
+            "latencies_ns": latencies,
+            "busy_ns": busy,
+            "energy_uj": energy_uj,
+            "clock_khz": clock,
+            "cpu_s": time.process_time(),
+        }
 
     def memory(self) -> dict[str, Any]:
         """Resident bytes now, and their peak since before the session was made, less what was resident then.
@@ -180,6 +186,12 @@ class ServedModel:
         began = time.perf_counter_ns()
         call()
         return time.perf_counter_ns() - began
+
+    def _time_busy(self) -> tuple[int, int]:
+        """The latency of a call, and for how much of it this thread had a processor."""
+        before = time.thread_time_ns()
+        latency = self._time_once()
+        return latency, time.thread_time_ns() - before
 
     def _spent_uj(self) -> int | None:
         return sum(meter.spent_uj() for meter in self._meters) if self._meters else None
@@ -229,15 +241,18 @@ def _settle() -> None:
             return
 
 
-def _serve() -> None:
+def serve() -> None:
+    """Answers the parent until it is gone; the process does nothing else."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a provider's library prints must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    commands: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    commands: deque[str] = deque()
+    ready = threading.Semaphore(0)
+    threading.Thread(target=_listen, args=(commands, ready), daemon=True).start()
     served = ServedModel()
     while True:
-        request = json.loads(commands.get())
+        ready.acquire()
+        request = json.loads(commands.popleft())
         try:
             answer = getattr(served, request.pop("do"))(**request)
         except DeploykitError as problem:
@@ -246,12 +261,9 @@ def _serve() -> None:
         channel.flush()
 
 
-def _listen(commands: queue.Queue[str]) -> None:
+def _listen(commands: deque[str], ready: threading.Semaphore) -> None:
     """Hands over the parent's lines. At the end of them the parent is gone: so is this process, even amid a run."""
     for line in sys.stdin:
-        commands.put(line)
+        commands.append(line)
+        ready.release()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _serve()
