@@ -4,11 +4,29 @@ import base64
 import hashlib
 import io
 import math
+from dataclasses import replace
 
 from PIL import Image, ImageDraw
 
 from deploykit.files import write_json
-from deploykit.results import Accuracy, Bench, Example, Latency, Memory, Profile, Quantization, Timing, Training
+from deploykit.results import (
+    Accuracy,
+    Bench,
+    Compression,
+    CpuRun,
+    Example,
+    Latency,
+    LayerProfile,
+    Memory,
+    OperatorTime,
+    Profile,
+    PrunedLayer,
+    Quantization,
+    Rewriting,
+    Timing,
+    Training,
+    Verification,
+)
 
 ENVIRONMENT = {
     "os": "Linux 6.1",
@@ -204,6 +222,195 @@ def all_records():
         records[f"{network}.int8.quantization.json"] = quantization(network, *sizes_of)
         records[f"{network}.train.json"] = training(network)
     records["bench.json"] = bench(*timings)
+    return records
+
+
+def layers(count=60, precision="fp32"):
+    """Layers of a network, every third one a pooling without weights."""
+    return tuple(
+        LayerProfile(
+            f"features.{index}.{'pool' if index % 3 == 2 else 'conv'}",
+            "MaxPool" if index % 3 == 2 else "Conv",
+            (64, 56 - index % 40, 56 - index % 40),
+            0 if index % 3 == 2 else 1000 * (index + 1),
+            0 if index % 3 == 2 else 90_000 * (index + 2),
+            0 if index % 3 == 2 else 90_000 * (index + 1),
+            precision=None if index % 3 == 2 else precision,
+        )
+        for index in range(count)
+    )
+
+
+def harms(count=40):
+    """The ranking of ``quantize --max-drop``, the worst layer first."""
+    return tuple(
+        {
+            "layer": f"features.{3 * index}.conv",
+            "op": "Conv",
+            "noise": 0.08 / (index + 1) ** 1.3,
+            "agreement": 1.0 - 0.05 / (index + 1),
+            "cost": 1.0 / count,
+        }
+        for index in range(count)
+    )
+
+
+def verification(network, precision="int8"):
+    return Verification(
+        model=f"runs/{network}/{network}.{precision}.onnx",
+        model_sha256=digest(f"{network}.{precision}"),
+        precision=precision,
+        dataset="mnist",
+        split="test",
+        dataset_digest=digest("mnist"),
+        samples=1000,
+        seed=0,
+        threads=1,
+        batch=64,
+        onnxruntime="1.31.1",
+        largest_logit=14.2,
+        max_flips="0",
+        allowed_flips=0,
+        verdict="same",
+        runs=(CpuRun("haswell", True, flips=0, agreement=1.0, seconds=20.0),),
+        seconds=30.0,
+        network=network,
+        environment=ENVIRONMENT,
+        deploykit="0.1.0",
+    )
+
+
+def operators(total_ms):
+    """Where the time of a run goes, with one that is too small to show."""
+    shares = (("Conv", 0.62, 40), ("Gemm", 0.21, 3), ("MaxPool", 0.12, 20), ("Softmax", 0.05, 1))
+    return tuple(OperatorTime(name, "cpu", share * total_ms, share, count) for name, share, count in shares)
+
+
+EDGE = ENVIRONMENT | {
+    "machine": "aarch64",
+    "cpu": "Cortex-A76",
+    "cpu_features": ["asimd", "asimddp"],
+    "available_cpus": 4,
+    "memory_bytes": 4_000_000_000,
+}
+
+
+def full_records():
+    """``all_records`` with every view: layers, operators, a ranking of the layers, zeros, another machine."""
+    records = all_records()
+    for network, precision, size, download, _, median, peak, parameters, macs in FIGURES:
+        held = {"layers": layers(12, precision), "operators": {"Conv": 8, "MaxPool": 4, "Gemm": 1}}
+        name = f"{network}.{precision}"
+        records[f"{name}.profile.json"] = profile(network, precision, size, download, parameters, macs, **held)
+        timed = timing(network, precision, size, median * 9, peak + 700_000, threads=4)
+        records[f"{name}.edge.json"] = bench(timed, environment=EDGE)
+    timings = [
+        replace(item, operators=operators(item.latency_ms.median), profiled_ms=1.2 * item.latency_ms.median)
+        for item in records["bench.json"].results
+    ]
+    records["bench.json"] = bench(*timings)
+    ranked = replace(
+        records["lenet5.int8.quantization.json"],
+        recipe="mixed",
+        sensitivity=harms(8),
+        float_layers=("features.0.conv",),
+        held_out_samples=512,
+        held_out_drop=0.0039,
+    )
+    return records | {"lenet5.int8.quantization.json": ranked, "pruned.compression.json": compression("lenet5")}
+
+
+def compression(network):
+    return Compression(
+        model=f"{network}-pruned",
+        model_sha256=digest(f"{network} pruned"),
+        parent=network,
+        parent_sha256=digest(f"{network} checkpoint"),
+        method="prune",
+        file_bytes=250_871,
+        parent_bytes=250_871,
+        download_bytes=61_000,
+        parent_download_bytes=228_400,
+        seconds=61.0,
+        pruned=(
+            PrunedLayer("fc1", "Linear", (120, 400), 48_000, 43_200),
+            PrunedLayer("fc2", "Linear", (84, 120), 10_080, 9_072),
+        ),
+        top1_before=0.9921,
+        top1=0.9915,
+        environment=ENVIRONMENT,
+        deploykit="0.1.0",
+    )
+
+
+def rewriting():
+    return Rewriting(
+        model="net.onnx",
+        model_sha256=digest("net rewritten"),
+        parent="net.onnx",
+        parent_sha256=digest("net"),
+        changes={"fold_batch_norm": 3},
+        nodes_before=20,
+        nodes_after=17,
+        opset_before=20,
+        opset_after=20,
+        file_bytes=1000,
+        parent_bytes=1100,
+        tolerance=1e-4,
+        random_samples=4,
+        max_abs=1e-6,
+        max_rel=1e-6,
+        environment=ENVIRONMENT,
+        deploykit="0.1.0",
+    )
+
+
+def earlier_records():
+    """What ``all_records`` is held against: one file slower now, one larger, one less right, the rest alike."""
+    records = all_records()
+    before = {"lenet5.int8": 0.8, "mnist-cnn.fp32": 1.02}
+    timings = []
+    for item in records["bench.json"].results:
+        name = f"{item.network}.{item.precision}"
+        median = item.latency_ms.median * before.get(name, 1.0)
+        size = {"lenet5.int8": 60_000, "plain-mnist.int8": 420_000}.get(name, item.file_bytes)
+        made = timing(item.network, item.precision, size, median, item.memory.peak_bytes)
+        timings.append(replace(made, model_sha256=digest(f"{name} before")))
+    scored = [
+        replace(
+            records[f"{network}.{precision}.accuracy.json"],
+            model_sha256=digest(f"{network}.{precision} before"),
+            file_bytes=None,
+            top1=top1 + (0.0016 if (network, precision) == ("mnist-cnn", "int8") else 0.0),
+        )
+        for network, precision, _, _, top1, *_ in FIGURES
+    ]
+    return {"bench.json": bench(*timings)} | {f"{index}.json": record for index, record in enumerate(scored)}
+
+
+def thousand_records():
+    """By file name, 1,000 records of seven kinds, as 330 files of 165 networks would leave."""
+    records = {}
+    for index in range(165):
+        network, size = f"network-{index:03d}", 50_000 + index * 997
+        for precision, share in (("fp32", 1.0), ("int8", 0.25)):
+            name, file_bytes = f"{network}.{precision}", int(size * share)
+            shape = (file_bytes, file_bytes - 100, size // 4, size * 7)
+            held = {"layers": layers(60, precision), "operators": {"Conv": 40, "MaxPool": 20}}
+            records[f"{name}.profile.json"] = profile(network, precision, *shape, **held)
+            top1 = 0.9 + index / 4000 - (0.002 if precision == "int8" else 0.0)
+            records[f"{name}.accuracy.json"] = accuracy(network, precision, file_bytes, top1)
+        timings = (
+            timing(network, "fp32", size, 0.02 + index / 1000, size * 3),
+            timing(network, "int8", size // 4, 0.015 + index / 2000, size * 2),
+        )
+        records[f"{network}.bench.json"] = bench(*timings)
+        if index < 95:
+            made = replace(quantization(network, size // 4, size), sensitivity=harms())
+            records[f"{network}.int8.quantization.json"] = made
+        if index < 40:
+            records[f"{network}.train.json"] = training(network, 90)
+            records[f"{network}.int8.verification.json"] = verification(network)
     return records
 
 

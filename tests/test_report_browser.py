@@ -11,7 +11,7 @@ import time
 
 import pytest
 from PIL import Image
-from synthetic_records import accuracy, all_records, bench, timing, write_records
+from synthetic_records import accuracy, all_records, bench, earlier_records, full_records, timing, write_records
 
 from deploykit.report import write_report
 
@@ -121,6 +121,14 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def full_page(tmp_path_factory):
+    """Two machines, every view, and a baseline."""
+    now, before = tmp_path_factory.mktemp("now"), tmp_path_factory.mktemp("before")
+    write_records(now, full_records()), write_records(before, earlier_records())
+    return write_report([now], now / "report.html", baseline=[before], title="Everything at once")
+
+
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     running = Browser(tmp_path_factory.mktemp("profile"))
     yield running
@@ -140,13 +148,7 @@ def test_page_is_drawn_and_fits(browser, page, tmp_path, width, scheme):
 
     assert browser.run("document.body.dataset.scheme") == scheme
     assert browser.run("window.innerWidth") == width
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    beyond = browser.run(
-        """Array.from(document.querySelectorAll('main *')).filter((item) =>
-           !item.closest('.scroll') && item.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
-           .map((item) => item.outerHTML.slice(0, 80))"""
-    )
-    assert beyond == []
+    assert beyond_the_window(browser, width) == []
 
     # Three charts of costs and two curves for each of three networks; six models a chart, and those on the front twice.
     assert browser.run("document.querySelectorAll('.chart svg').length") == 3 + 2 * 3
@@ -155,12 +157,74 @@ def test_page_is_drawn_and_fits(browser, page, tmp_path, width, scheme):
     narrow = browser.run("Array.from(document.querySelectorAll('.chart svg'), (svg) => svg.clientWidth < 150)")
     assert not any(narrow)
 
-    browser.screenshot(tmp_path / "page.png")
-    with Image.open(tmp_path / "page.png") as picture:
+    look_at(browser, tmp_path / "page.png", width, scheme)
+
+
+def look_at(browser, path, width, scheme):
+    """Takes the picture: as wide as the window, in the scheme's colours, and not blank."""
+    browser.screenshot(path)
+    with Image.open(path) as picture:
         corner, colors = picture.convert("L").getpixel((3, 3)), picture.convert("RGB").getcolors(1 << 24)
         assert picture.width == width
         assert corner < 40 if scheme == "dark" else corner > 215
         assert len(colors) > 200  # the edges of text and marks blend into many; a blank page has a handful
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (390, "light"), (1280, "dark"), (1280, "light")])
+def test_every_view_is_drawn_and_fits(browser, full_page, tmp_path, width, scheme):
+    browser.open(full_page, width, scheme)
+    browser.run("document.querySelectorAll('details').forEach((item) => { item.open = true; })")
+
+    assert beyond_the_window(browser, width) == []
+    # Three charts for each of two machines, and two curves for each of three networks.
+    assert browser.run("document.querySelectorAll('.chart svg').length") == 2 * 3 + 2 * 3
+    # What a cell shows stays in it: neither text nor bar is cut off, and rows of the diff stand beside their labels.
+    cut = "Array.from(document.querySelectorAll('%s')).filter((item) => item.scrollWidth > item.clientWidth + 1).length"
+    assert [browser.run(cut % cells) for cells in (".bars td", ".bars th", "#figures td", "#figures th")] == [0] * 4
+    widest = (
+        "Math.max(...Array.from(document.querySelectorAll('.bars td.b'), (cell) => parseFloat(getComputedStyle(cell)"
+    )
+    assert browser.run(f"{widest}.width)))") > 100
+    label = "getComputedStyle(document.querySelector('.diff td'), '::before').content"
+    assert (browser.run(label) == '"Setting"') == (width == 390)
+    assert browser.run("getComputedStyle(document.querySelector('.diff .bad')).color") == (
+        "rgb(255, 143, 133)" if scheme == "dark" else "rgb(185, 50, 38)"
+    )
+    look_at(browser, tmp_path / "full.png", width, scheme)
+
+
+def beyond_the_window(browser, width):
+    """The elements that reach out of a window of this width, those inside a scrolled box left out."""
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    return browser.run(
+        """Array.from(document.querySelectorAll('main *')).filter((item) =>
+           !item.closest('.scroll') && item.getBoundingClientRect().right > document.documentElement.clientWidth + 1)
+           .map((item) => item.outerHTML.slice(0, 80))"""
+    )
+
+
+def test_an_unstable_timing_is_an_outline(browser, page):
+    browser.open(page, 1280, "light")
+    mark = "document.querySelector('#chart-%d [aria-label*=\"plain-mnist.int8.onnx\"]').getAttribute('fill-opacity')"
+
+    assert browser.run(mark % 0) == "0.08"
+    assert browser.run(mark % 1) in (None, "1")  # a size is certain
+    stable = "document.querySelector('#chart-0 [aria-label*=\"lenet5.int8.onnx\"]').getAttribute('fill-opacity')"
+    assert browser.run(stable) == "1"
+
+
+def test_the_filter_hides_rows_that_lack_a_word(browser, full_page):
+    browser.open(full_page, 1280, "light")
+    browser.run(
+        """(() => { const field = document.getElementById('filter'); field.value = 'cortex INT8';
+             field.dispatchEvent(new Event('input')); })()"""
+    )
+    shown = browser.run(
+        """Array.from(document.querySelectorAll('#figures tbody tr')).filter((row) => !row.hidden)
+           .map((row) => row.cells[0].textContent.trim())"""
+    )
+    assert shown == ["lenet5.int8.onnx", "mnist-cnn.int8.onnx", "plain-mnist.int8.onnx"]
+    assert browser.run("document.getElementById('found').textContent") == "3 of 12"
 
 
 def test_page_changes_with_the_scheme(browser, page):
@@ -207,8 +271,17 @@ def test_hovering_a_point_shows_its_record(browser, page):
     browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
     shown = browser.run("document.getElementById('vg-tooltip-element').innerText")
 
-    for text in ("lenet5.int8.onnx", "99.18 %", "0.0522 ms", "70.1 KB", "1.12 MB", "cpu, 1 thread"):
-        assert text in shown
+    for text in (
+        "lenet5.int8.onnx",
+        "int8",
+        "99.18 %",
+        "0.0522 ms (0.05168–0.05272)",
+        "stable",
+        "70.1 KB",
+        "1.12 MB",
+        "cpu, 1 thread, batch 1",
+    ):
+        assert text in shown, text
 
 
 def test_page_asks_the_network_nothing(browser, page):

@@ -1,23 +1,40 @@
 """Reports: any set of measurement records as a page, as Markdown for a pull request, as CSV or as JSON.
 
-``reading`` finds the records, ``rows`` joins them by model file, ``summary`` says what they show, and ``page`` and
-``tables`` write it.
+``reading`` finds the records, ``joining`` makes rows of them by model file, ``environments`` tells machines apart,
+``summary`` says what the rows show, ``comparing`` holds them against a baseline, ``views`` lists what stands beside the
+main table; ``page``, ``markdown`` and ``tables`` write it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+from deploykit import charts
 from deploykit.errors import InputError
 from deploykit.files import check_writable, write_text
+from deploykit.report.comparing import Diff, compare
+from deploykit.report.environments import Environments
+from deploykit.report.markdown import markdown_text
 from deploykit.report.page import html_text
 from deploykit.report.reading import Collection, collect
 from deploykit.report.rows import Caveat, Row
-from deploykit.report.tables import csv_text, json_text, markdown_text, report_document
+from deploykit.report.tables import csv_text, json_text, report_document
 
-__all__ = ["Caveat", "Collection", "Row", "check_report", "collect", "report_document", "write_report"]
+__all__ = [
+    "Caveat",
+    "Collection",
+    "Diff",
+    "Row",
+    "check_report",
+    "collect",
+    "collect_both",
+    "report_document",
+    "write_report",
+]
 
 _ENDINGS = (".html", ".md", ".csv", ".json")
 
@@ -26,6 +43,7 @@ def write_report(
     paths: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
+    baseline: Sequence[str | os.PathLike[str]] = (),
     title: str = "deploykit report",
     overwrite: bool = False,
 ) -> Path:
@@ -34,6 +52,7 @@ def write_report(
     Args:
         paths: Record files, and folders to search for them.
         output: The file to write: ``.html`` (one page that works offline), ``.md``, ``.csv`` or ``.json``.
+        baseline: Records of an earlier state, to say what changed since; none for no comparison.
         title: Heading of the page and of the Markdown.
         overwrite: Whether an existing ``output`` may be replaced.
 
@@ -48,14 +67,38 @@ def write_report(
     target = Path(output)
     check_report(target, overwrite=overwrite)
     ending = target.suffix.lower()
-    collection = collect(paths)
+    collection, diff = collect_both(paths, baseline)
     if ending == ".html":
-        text = html_text(collection, title)
+        text = _page(collection, title, diff)
     elif ending == ".md":
-        text = markdown_text(collection, title)
+        text = markdown_text(collection, title, diff=diff)
     else:
-        text = csv_text(collection) if ending == ".csv" else json_text(collection, title)
+        text = csv_text(collection, diff=diff) if ending == ".csv" else json_text(collection, title, diff=diff)
     return write_text(target, text, overwrite=overwrite)
+
+
+def collect_both(
+    paths: Sequence[str | os.PathLike[str]], baseline: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[Collection, Diff | None]:
+    """The records in ``paths``, and what changed against those in ``baseline``; None without a baseline.
+
+    Raises:
+        InputError: As ``collect``, of either.
+    """
+    environments = Environments()
+    collection = collect(paths, environments)
+    if not baseline:
+        return collection, None
+    before = collect(baseline, environments)
+    warnings = (*collection.warnings, *(f"baseline: {warning}" for warning in before.warnings))
+    return replace(collection, warnings=warnings), compare(collection.rows, before.rows, environments.found)
+
+
+def _page(collection: Collection, title: str, diff: Diff | None) -> str:
+    """The page; the chart library takes seconds to be put together and leaves the interpreter free meanwhile."""
+    with ThreadPoolExecutor(1) as beside:
+        library = beside.submit(charts.chart_library)
+        return html_text(collection, title, diff=diff, library=library.result)
 
 
 def check_report(output: str | os.PathLike[str], *, overwrite: bool = False) -> None:

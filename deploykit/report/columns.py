@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploykit.figures import byte_text, count_text, millisecond_text, percent_text, plain_text
+from deploykit.figures import MISSING, byte_text, count_text, millisecond_text, percent_text, plain_text
 from deploykit.report.rows import Row
 
 __all__ = ["COLUMNS", "Column", "present", "shared_setting"]
@@ -31,6 +31,11 @@ class Column:
     hint: str = ""
 
 
+def energy_text(energy_mj: float | None) -> str:
+    """Millijoules: ``12.3 mJ``."""
+    return MISSING if energy_mj is None else f"{energy_mj:,.3g} mJ"
+
+
 COLUMNS = (
     Column("name", "Model", numeric=False, brief=True, about="model"),
     Column("precision", "Precision", numeric=False, brief=True),
@@ -49,9 +54,12 @@ COLUMNS = (
     ),
     Column("forward_passes", "Passes", brief=True, hint="Forward passes for one picture: crops × models"),
     Column("picture_ms", "A picture", millisecond_text, brief=True, hint="All its forward passes, decoding left out"),
+    Column("machine_name", "Machine", numeric=False, brief=True),
+    Column("onnxruntime", "ONNX Runtime", numeric=False, brief=True),
     Column("provider", "Provider", numeric=False, brief=True),
     Column("threads", "Threads", brief=True),
     Column("batch", "Batch", brief=True),
+    Column("session", "Session", numeric=False, brief=True, hint="What of the session is not the default"),
     Column("latency_ms", "Latency", millisecond_text, brief=True, about="latency", hint="Median of one call"),
     Column("latency_p90_ms", "p90", millisecond_text, brief=True, hint="Nine of ten calls take at most this"),
     Column("latency_p99_ms", "p99", millisecond_text, hint="99 of 100 calls take at most this"),
@@ -61,6 +69,8 @@ COLUMNS = (
     Column(
         "peak_bytes", "Peak memory", byte_text, brief=True, hint="Resident memory of a fresh process, less its start"
     ),
+    Column("steady_bytes", "Steady memory", byte_text, hint="Resident memory after the timed runs, less its start"),
+    Column("energy_mj_per_inference", "Energy", energy_text, brief=True, hint="Of the whole machine during a call"),
     Column("file_bytes", "File", byte_text, brief=True),
     Column(
         "download_bytes", "Download", byte_text, brief=True, hint="The file after deflate, as a store or HTTP sends it"
@@ -71,13 +81,16 @@ COLUMNS = (
     Column("weight_bytes", "Weights", byte_text),
     Column("peak_activation_bytes", "Activations", byte_text, hint="Largest sum of live activations for one picture"),
 )
-_SETTING = ("dataset", "provider", "threads", "batch")
+_SETTING = ("dataset", "provider", "threads", "batch", "session")
+_PLACE = ("machine_name", "onnxruntime")  # a column only where timings differ in it; the environments say it otherwise
 _COST = ("forward_passes", "picture_ms")  # of accuracies; says nothing where all took one pass
 
 
 def present(rows: Sequence[Row], *, brief: bool = False) -> tuple[Column, ...]:
     """The columns that say something: a row has a value, and a setting's columns only where the rows differ."""
     alike = {key for key in _SETTING if len({getattr(row, key) for row in rows}) == 1}
+    timed = [row for row in rows if row.latency_ms is not None]
+    alike.update(key for key in _PLACE if len({getattr(row, key) for row in timed}) <= 1)
     alike.update(_COST if all(row.forward_passes in (None, 1) for row in rows) else ())
     return tuple(
         column

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deploykit.figures import byte_text, millisecond_text, percent_text, ratio_text
 from deploykit.report.rows import Row
 
-__all__ = ["Headline", "headlines", "pairs", "sentences"]
+__all__ = ["Headline", "headlines", "label_of", "pairs", "sentences", "setting_text"]
 
 _FLOAT = ("fp32", "float32")
 
@@ -26,46 +26,53 @@ class Headline:
 def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Each row with the one it is to be compared with: its parent, else its network's float32 file, same setting.
 
-    Where the setting (dataset, crops, models, machine, provider, threads, batch) has no such row, there is no pair.
+    Where the setting (dataset, crops, models, machine, provider, threads, batch) has no such row, there is no pair; of
+    several, that of the same versions of the runtime is taken.
     """
-    settings: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    files: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    floats: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        settings[_setting(row)].append(row)
+        files[_setting(row), row.sha256].append(row)
+        if row.precision in _FLOAT:
+            floats[_setting(row), row.network].append(row)
     found = []
     for row in rows:
-        alike = settings[_setting(row)]
-        parents = [other for other in alike if row.parent_sha256 and other.sha256 == row.parent_sha256]
-        floats = [other for other in alike if other.precision in _FLOAT and other.network == row.network]
-        bases = parents or ([] if row.precision in _FLOAT else floats)
-        if bases and bases[0].sha256 != row.sha256:
-            found.append((row, bases[0]))
+        parents = files[_setting(row), row.parent_sha256] if row.parent_sha256 else []
+        bases = parents or ([] if row.precision in _FLOAT else floats[_setting(row), row.network])
+        base = next((base for base in bases if base.runtime == row.runtime), bases[0] if bases else None)
+        if base is not None and base.sha256 != row.sha256:
+            found.append((row, base))
     return found
 
 
 def _setting(row: Row) -> tuple[object, ...]:
-    return (row.dataset, row.crops, row.models, row.machine, row.provider, row.threads, row.batch)
+    accuracy = (row.dataset, row.dataset_digest, row.crops, row.models)
+    return (*accuracy, row.machine, row.provider, row.threads, row.batch, row.session)
 
 
 def sentences(rows: Sequence[Row], limit: int = 12) -> list[str]:
     """One sentence for each pair: smaller, faster, leaner by what ratio, and the accuracy before and after."""
     found = pairs(rows)
-    written = [sentence for row, base in found if (sentence := _sentence(row, base, _varied(rows)))]
+    varied, machines = _varied(rows), len({row.machine for row in rows}) > 1
+    written = [sentence for row, base in found if (sentence := _sentence(row, base, varied, machines))]
     rest = [f"… and {len(written) - limit} more pairs in the table."] if len(written) > limit else []
     return written[:limit] + rest
 
 
 def _varied(rows: Sequence[Row]) -> bool:
     """Whether the rows were timed in more than one setting, which a sentence must then name."""
-    return len({(row.machine, row.provider, row.threads, row.batch) for row in rows if row.latency_ms is not None}) > 1
+    timed = [row for row in rows if row.latency_ms is not None]
+    return len({(row.machine, row.provider, row.threads, row.batch, row.session, row.runtime) for row in timed}) > 1
 
 
-def _sentence(row: Row, base: Row, varied: bool) -> str | None:
+def _sentence(row: Row, base: Row, varied: bool, machines: bool) -> str | None:
     claims = [claim for claim in (_size(row, base), _speed(row, base), _memory(row, base)) if claim]
     accuracy = _accuracy(row, base)
     if not claims and not accuracy:
         return None
     label = label_of(row)
-    setting = f" on {setting_text(row)}" if varied and row.latency_ms is not None else ""
+    where = f"{row.machine_name} ({setting_text(row)})" if machines else setting_text(row)
+    setting = f" on {where}" if varied and row.latency_ms is not None else ""
     compared = f"{label}{setting} is {_listed(claims)} than {base.precision}" if claims else f"{label}{setting}"
     return f"{compared}{', ' if claims else ': '}{accuracy}." if accuracy else f"{compared}."
 
@@ -84,6 +91,7 @@ def setting_text(row: Row) -> str:
         parts.append(f"batch {row.batch}")
     if row.crops not in (None, 1):
         parts.append(f"{row.crops} crops")
+    parts.append(row.session or "")
     return ", ".join(part for part in parts if part)
 
 
@@ -96,6 +104,9 @@ def _size(row: Row, base: Row) -> str | None:
 
 
 def _memory(row: Row, base: Row) -> str | None:
+    """None also where versions of the runtime differ: what it holds is theirs."""
+    if row.runtime != base.runtime:
+        return None
     return _compared(row.peak_bytes, base.peak_bytes, "lighter in memory", "heavier in memory")
 
 
@@ -109,21 +120,18 @@ def _compared(value: float | None, base: float | None, less: str, more: str) -> 
 
 
 def _speed(row: Row, base: Row) -> str | None:
-    """The ratio of the medians; where their intervals overlap nothing is claimed but that."""
-    if not row.latency_ms or not base.latency_ms:
+    """The ratio of the medians; where their intervals overlap nothing is claimed but that.
+
+    None where versions of the runtime differ.
+    """
+    if not row.latency_ms or not base.latency_ms or row.runtime != base.runtime:
         return None
-    low, high = _interval(row), _interval(base)
+    low, high = row.latency_interval_ms, base.latency_interval_ms
     if low[0] <= high[1] and high[0] <= low[1]:
         return "not measurably faster or slower"
     ratio = max(row.latency_ms, base.latency_ms) / min(row.latency_ms, base.latency_ms)
     doubt = "" if row.stable and base.stable else " (unstable timing)"
     return f"{ratio_text(ratio)} {'faster' if row.latency_ms < base.latency_ms else 'slower'}{doubt}"
-
-
-def _interval(row: Row) -> tuple[float, float]:
-    middle = row.latency_ms or 0.0
-    low, high = row.latency_ci_low_ms, row.latency_ci_high_ms
-    return (middle if low is None else low, middle if high is None else high)
 
 
 def _accuracy(row: Row, base: Row) -> str | None:
@@ -136,21 +144,21 @@ def _accuracy(row: Row, base: Row) -> str | None:
 def headlines(rows: Sequence[Row]) -> list[Headline]:
     """The most accurate, fastest, smallest and leanest row; a respect in which rows do not compare is left out.
 
-    Accuracies compare on one dataset, times on one machine at one batch size, and unstable timings never win.
+    Accuracies compare on one dataset, times on one machine and runtime at one batch size; unstable timings never win.
     """
     found = []
-    if len({row.dataset for row in rows if row.top1 is not None}) == 1:
+    if len({(row.dataset, row.dataset_digest) for row in rows if row.top1 is not None}) == 1:
         best = max((row for row in rows if row.top1 is not None), key=lambda row: (row.top1, -(row.file_bytes or 0)))
         found.append(Headline("Most accurate", percent_text(best.top1), best))
     timed = [row for row in rows if row.latency_ms is not None and row.stable]
-    if timed and len({(row.machine, row.batch) for row in timed}) == 1:
+    if timed and len({(row.machine, row.onnxruntime, row.batch) for row in timed}) == 1:
         best = min(timed, key=lambda row: row.latency_ms or 0.0)
         found.append(Headline("Fastest", millisecond_text(best.latency_ms), best))
     if sized := [row for row in rows if row.file_bytes]:
         best = min(sized, key=lambda row: row.file_bytes or 0)
         found.append(Headline("Smallest file", byte_text(best.file_bytes), best))
     heavy = [row for row in rows if row.peak_bytes]
-    if heavy and len({(row.machine, row.batch) for row in heavy}) == 1:
+    if heavy and len({(row.machine, row.onnxruntime, row.batch) for row in heavy}) == 1:
         best = min(heavy, key=lambda row: row.peak_bytes or 0)
         found.append(Headline("Least memory", byte_text(best.peak_bytes), best))
     return found
