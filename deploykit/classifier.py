@@ -55,13 +55,12 @@ class Classifier:
         *,
         preprocess: Preprocess | str | None = None,
         provider: str = "cpu",
-        threads: int | None = None,
-        optimize: bool = True,
-        spinning: bool = True,
+        **session: Any,
     ) -> Classifier:
         """Opens a model with one picture input; ``preprocess`` is needed where the file does not say it.
 
-        ``spinning`` as in ``create_session``: threads of several models that wait actively are in each other's way.
+        ``session`` are further arguments of ``runtime.create_session``. With several models ``spinning`` is better
+        off: threads that wait actively are in each other's way.
 
         Raises:
             ModelFileError: The file is not a usable model.
@@ -74,8 +73,8 @@ class Classifier:
                 f"{model} has {len(artifact.inputs)} inputs; evaluation feeds models with exactly one picture input"
             )
         wanted = preprocess_for(artifact, preprocess)
-        session = create_session(model, provider, threads=threads, optimize=optimize, spinning=spinning)
-        return cls(artifact, session, wanted, precision_of(proto), _ends_in_softmax(proto.graph))
+        opened = create_session(model, provider, **session)
+        return cls(artifact, opened, wanted, precision_of(proto), _ends_in_softmax(proto.graph))
 
     @classmethod
     def open_reference(

@@ -22,10 +22,10 @@ from deploykit.artifact import Preprocess
 from deploykit.classifier import Answers, Classes, Classifier, Panel, match_classes, match_members, mean_answer
 from deploykit.crops import check_crops
 from deploykit.data.dataset import Dataset
-from deploykit.errors import InputError, UnknownNameError
+from deploykit.errors import InputError
 from deploykit.progress import Progress, silent
 from deploykit.results import Accuracy, EnsembleMember, Example
-from deploykit.runtime import PROVIDERS, check_threads
+from deploykit.runtime import check_memory, check_provider, check_provider_options, check_threads
 
 __all__ = ["Classifier", "EvaluateOptions", "evaluate_ensemble", "evaluate_onnx"]
 
@@ -38,6 +38,9 @@ class EvaluateOptions:
 
     Attributes:
         provider: Short name of the execution provider.
+        provider_options: Options of the provider, in its own names.
+        allow_fallback: Whether the CPU may stand in for a provider that cannot be used; the record then says so.
+        memory: ``"default"`` or ``"lean"``, as ``runtime.create_session`` takes it.
         threads: Threads of the runtime; None takes those available.
         batch_size: Network inputs a call, unless the model fixes it.
         examples: Number of pictures kept in the record with their predictions.
@@ -49,6 +52,9 @@ class EvaluateOptions:
     batch_size: int = 64
     examples: int = 16
     crops: int = 1
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    allow_fallback: bool = False
+    memory: str = "default"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -57,8 +63,9 @@ class EvaluateOptions:
             raise InputError(f"examples {self.examples}; allowed: 0 or more")
         check_crops(self.crops)
         check_threads(self.threads)
-        if self.provider not in PROVIDERS:
-            raise UnknownNameError("provider", self.provider, PROVIDERS)
+        check_provider(self.provider)
+        check_provider_options(self.provider, self.provider_options)
+        check_memory(self.memory)
 
 
 @dataclass
@@ -161,7 +168,14 @@ def evaluate_ensemble(
 
 
 def _opening(options: EvaluateOptions, sessions: int) -> dict[str, Any]:
-    return {"provider": options.provider, "threads": options.threads, "spinning": sessions == 1}
+    return {
+        "provider": options.provider,
+        "threads": options.threads,
+        "spinning": sessions == 1,
+        "provider_options": options.provider_options,
+        "allow_fallback": options.allow_fallback,
+        "memory": options.memory,
+    }
 
 
 def _measured(
@@ -198,7 +212,7 @@ def _measured(
         reference=other.artifact.path.name if other else None,
         members=_members(members, hits / counts.samples) if len(members) > 1 else (),
         examples=tuple(examples),
-        warnings=(*data.notes, *found, *_twice(members)),
+        warnings=(*data.notes, *found, *_twice(members), *_provider_notes(members, options.provider)),
     )
 
 
@@ -220,6 +234,7 @@ def _record(panel: Panel, data: Dataset, counts: _Counts, names: Sequence[str]) 
         agreement=None,
         reference=None,
         provider="+".join(dict.fromkeys(member.session.provider for member in panel.members)),
+        provider_options=panel.members[0].session.provider_options,
         precision="+".join(dict.fromkeys(member.precision for member in panel.members)),
         network=networks.pop() if len(networks) == 1 else None,
         file_bytes=sum(artifact.file_bytes for artifact in artifacts),
@@ -257,6 +272,18 @@ def _twice(members: Sequence[Classifier]) -> list[str]:
             notes.append(f"{artifact.path.name} and {seen[artifact.sha256]} are the same file, which counts twice")
         seen.setdefault(artifact.sha256, artifact.path.name)
     return notes
+
+
+def _provider_notes(members: Sequence[Classifier], asked: str) -> list[str]:
+    """What a reader has to know of where the answers were computed, each once."""
+    notes = []
+    for session in (member.session for member in members):
+        if session.provider != asked:
+            notes.append(f"provider {asked!r} could not be used; these are answers of {session.provider!r}")
+        elif asked != "cpu" and (on_cpu := session.nodes_by_provider.get("cpu")):
+            notes.append(f"{on_cpu} of {sum(session.nodes_by_provider.values())} nodes ran on the CPU")
+        notes += session.notes
+    return list(dict.fromkeys(notes))
 
 
 def _shown(total: int, count: int) -> set[int]:

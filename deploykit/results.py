@@ -91,6 +91,7 @@ class Accuracy(Record):
             ``model_sha256`` is then of no file.
         forward_passes: For one picture, ``crops`` × ``models``.
         picture_ms: Preparing one picture and all its forward passes, decoding left out, on average.
+        provider_options: What the provider was told, in its own names; its precision may hang on them.
     """
 
     kind: ClassVar[str] = "accuracy"
@@ -115,6 +116,7 @@ class Accuracy(Record):
     models: int = 1
     forward_passes: int = 1
     picture_ms: float | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
     members: tuple[EnsembleMember, ...] = ()
     examples: tuple[Example, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploykit.commands.options import (
+    AllowFallback,
     DataDir,
     Json,
+    Memory,
     Overwrite,
     PreprocessText,
     Provider,
+    ProviderOptions,
     RecordOutput,
     Threads,
     load_for_models,
     parse_preprocess,
+    parse_provider_options,
 )
 from deploykit.errors import InputError
 from deploykit.figures import millisecond_text, percent_text
@@ -44,6 +48,9 @@ def evaluate(
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Average the softmax of several models.")] = False,
     reference: Annotated[Path | None, typer.Option(help="Another model; gives the agreement of both.")] = None,
     provider: Provider = "cpu",
+    provider_option: ProviderOptions = None,
+    allow_fallback: AllowFallback = False,
+    memory: Memory = "default",
     threads: Threads = None,
     batch_size: Annotated[int, typer.Option(help="Network inputs (pictures × crops) a call.")] = 64,
     data_dir: DataDir = None,
@@ -60,7 +67,15 @@ def evaluate(
     from deploykit.evaluate import EvaluateOptions, evaluate_ensemble, evaluate_onnx
     from deploykit.files import check_writable, write_json
 
-    options = EvaluateOptions(provider=provider, threads=threads, batch_size=batch_size, crops=crops)
+    options = EvaluateOptions(
+        provider=provider,
+        provider_options=parse_provider_options(provider_option),
+        allow_fallback=allow_fallback,
+        memory=memory,
+        threads=threads,
+        batch_size=batch_size,
+        crops=crops,
+    )
     _check_count(models, ensemble)
     if output:
         check_writable(output, overwrite=overwrite)

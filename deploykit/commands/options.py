@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from deploykit.data.dataset import Dataset
 
 __all__ = [
+    "AllowFallback",
     "Channels",
     "Classes",
     "DataDir",
     "Json",
+    "Memory",
     "NetworkOptions",
     "Output",
     "Overwrite",
     "PreprocessText",
     "Provider",
+    "ProviderOptions",
     "RecordOutput",
     "Shape",
     "Threads",
@@ -33,6 +36,7 @@ __all__ = [
     "load_for_models",
     "parse_network_options",
     "parse_preprocess",
+    "parse_provider_options",
     "parse_shape",
 ]
 
@@ -44,6 +48,20 @@ DataDir = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
 RecordOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write the record (JSON) there.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
+ProviderOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider-option",
+        help="An option of the provider in its own name, such as INFERENCE_PRECISION_HINT=f32 or use_tf32=0; may be"
+        " repeated.",
+    ),
+]
+AllowFallback = Annotated[
+    bool, typer.Option("--allow-fallback", help="Go on with cpu where the provider cannot be used, and say so.")
+]
+Memory = Annotated[
+    str, typer.Option(help="default, or lean: a peak near the weights, from a prepared copy whose weights are mapped.")
+]
 Threads = Annotated[int | None, typer.Option(help="Threads; by default the CPUs that this process may use.")]
 Shape = Annotated[str | None, typer.Option(help="Input shape without the batch, such as 3x224x224.")]
 Classes = Annotated[int | None, typer.Option(help="Classes of a reference network, by default its paper's.")]
@@ -68,6 +86,19 @@ def parse_network_options(texts: list[str] | None) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise InputError(f"--option {text!r}; expected NAME=VALUE, such as activation=tanh")
+        options[name] = value
+    return options
+
+
+def parse_provider_options(texts: list[str] | None) -> dict[str, str]:
+    """``["use_tf32=0"]`` as a dict. Raises: InputError, also for a name that stands twice."""
+    options: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name or not value:
+            raise InputError(f"--provider-option {text!r}; expected NAME=VALUE, such as use_tf32=0")
+        if name in options:
+            raise InputError(f"--provider-option {name} stands twice, as {options[name]} and {value}; allowed: once")
         options[name] = value
     return options
 
