@@ -159,7 +159,7 @@ def timer_step_ns() -> int:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # not Linux, or not readable here
         return ""
 

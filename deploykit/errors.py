@@ -22,7 +22,6 @@ ends with (`docs/interface.md`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -62,6 +61,8 @@ class UnknownNameError(InputError):
     """
 
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        import difflib  # not needed where nothing is misspelt
+
         names = list(allowed)
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -206,6 +205,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def deflated_size(path: str | os.PathLike[str]) -> int:
     """Bytes of the file after deflate at level 6, as in an app store's zip or HTTP gzip. Raises: InputError."""
+    import zlib
+
     packer, total = zlib.compressobj(6), 0
     for chunk in _chunks(Path(path)):
         total += len(packer.compress(chunk))

@@ -10,7 +10,7 @@ __all__ = ["peak_bytes", "reset_peak", "resident_bytes"]
 
 def _status_bytes(key: str) -> int | None:
     try:
-        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        text = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
         return None
     for line in text.splitlines():
@@ -47,6 +47,6 @@ def peak_bytes() -> int:
 def reset_peak() -> None:
     """Lets ``peak_bytes`` count from now on, where the system can."""
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
     except OSError:  # not Linux, or not permitted: the peak then counts from the process's start
         return

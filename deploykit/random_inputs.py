@@ -1,7 +1,8 @@
-"""Made-up inputs for timing, the same for the same seed.
+"""Made-up inputs for timing, the same for the same seed, made so that the process holds no more than they take.
 
-They are made without numpy.random, whose import brings OpenSSL: 8 MB that a process which only runs a model does not
-hold.
+numpy.random is not used, as its import brings OpenSSL: 8 MB that a process which only runs a model does not hold. Large
+intermediate arrays are avoided too: once glibc has freed one, it keeps later ones of that size (mallopt(3),
+M_MMAP_THRESHOLD), and a model's memory would look larger.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = ["make_feeds"]
 
-_BITS = 24  # as many as float32 holds
+_CHUNK = 4096  # places; 32 KB of random bits
 
 
 def make_feeds(feeds: Sequence[Mapping[str, Any]], seed: int) -> dict[str, NDArray[Any]]:
@@ -30,29 +31,26 @@ def make_feeds(feeds: Sequence[Mapping[str, Any]], seed: int) -> dict[str, NDArr
 
 def _array(feed: Mapping[str, Any], seed: int) -> NDArray[Any]:
     dtype, shape = np.dtype(feed["dtype"]), tuple(feed["shape"])
-    size = math.prod(shape)
-    if dtype.kind == "f":
-        values: NDArray[Any] = _normal(size, seed).astype(dtype)
-        return values.reshape(shape)
-    if dtype.itemsize == 1 and dtype.kind in "iu":
-        values = (_random_bits(size, seed) >> np.uint64(56)).astype(np.uint8).view(dtype)
-        return values.reshape(shape)
-    return np.zeros(shape, dtype)
+    made: NDArray[Any] = np.zeros(math.prod(shape), dtype)
+    is_float, is_byte = dtype.kind == "f", dtype.itemsize == 1 and dtype.kind in "iu"
+    for start in range(0, made.size if is_float or is_byte else 0, _CHUNK):
+        part = made[start : start + _CHUNK]
+        bits = _random_bits(start, part.size, seed)
+        part[:] = _normal(bits) if is_float else (bits >> np.uint64(56)).astype(np.uint8).view(dtype)
+    return made.reshape(shape)
 
 
-def _random_bits(size: int, seed: int) -> NDArray[np.uint64]:
+def _random_bits(start: int, size: int, seed: int) -> NDArray[np.uint64]:
     """64 bits a place: SplitMix64 (Steele et al. 2014)."""
-    start = np.uint64((seed & 0xFFFFFF) << 40)
-    state = (np.arange(1, size + 1, dtype=np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
+    first = np.uint64(((seed & 0xFFFFFF) << 40) + start)
+    state = (np.arange(1, size + 1, dtype=np.uint64) + first) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
 
 
-def _normal(size: int, seed: int) -> NDArray[np.float32]:
-    """Normally distributed values (Box & Muller 1958), two for each place of random bits."""
-    bits = _random_bits((size + 1) // 2, seed)
-    parts = (bits >> np.uint64(64 - _BITS), bits & np.uint64((1 << _BITS) - 1))
-    first, second = ((part.astype(np.float32) + 0.5) / (1 << _BITS) for part in parts)  # in (0, 1]
-    radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).astype(np.float32)[:size]
+def _normal(bits: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """About normally distributed: the sum of four uniform values (Irwin-Hall), with mean 0 and variance 1."""
+    quarters = [((bits >> np.uint64(16 * index)) & np.uint64(0xFFFF)).astype(np.float32) for index in range(4)]
+    total = (quarters[0] + quarters[1] + quarters[2] + quarters[3]) / np.float32(1 << 16)  # variance 4/12
+    return (total - np.float32(2.0)) * np.float32(3.0**0.5)

@@ -14,24 +14,22 @@ from __future__ import annotations
 import gc
 import json
 import os
+import queue
 import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import process_memory
-from deploykit.disturbances import clock_khz, timer_step_ns
 from deploykit.errors import DeploykitError, ModelFileError, ProviderError
-from deploykit.random_inputs import make_feeds
-from deploykit.runtime import PROVIDERS, Session, create_session, provider_names
 
 if TYPE_CHECKING:
     from deploykit.energy import Meter
+    from deploykit.runtime import Session
 
 __all__ = ["ServedModel", "serve"]
 
@@ -52,6 +50,7 @@ class ServedModel:
         self._session: Session | None = None
         self._call: Callable[[], object] = int
         self._meters: list[Meter] = []
+        self._measuring_bytes = 0
         self._peak_before = 0
         self._resident_before = 0
 
@@ -72,7 +71,8 @@ class ServedModel:
         replay one captured graph, and used without where it refuses. ``powercap`` is the folder of the processors'
         energy counters, None where energy is not asked for.
         """
-        import onnxruntime  # noqa: F401 - so that the library itself counts as held before
+        self._measuring_bytes = _import_all()
+        from deploykit.random_inputs import make_feeds
 
         arrays = make_feeds(feeds, seed)
         gc.collect()
@@ -109,6 +109,8 @@ class ServedModel:
 
     def warm(self, *, min_runs: int, min_s: float, max_s: float) -> dict[str, Any]:
         """Runs until the latency no longer falls, for at least ``min_runs`` and ``min_s``, at most ``max_s``."""
+        from deploykit.disturbances import timer_step_ns
+
         latencies: list[int] = []
         began = time.perf_counter()
         while True:
@@ -127,6 +129,8 @@ class ServedModel:
 
     def measure(self, *, runs: int, lead: int) -> dict[str, Any]:
         """``lead`` runs that are thrown away (caches are cold after another worker's turn), then ``runs`` timed."""
+        from deploykit.disturbances import clock_khz
+
         for _ in range(lead):
             self._call()
         self._spent_uj()
@@ -144,13 +148,13 @@ class ServedModel:
     def memory(self) -> dict[str, Any]:
         """Resident bytes now, and their peak since before the session was made, less what was resident then.
 
-        ``process_peak_bytes`` is the peak of the whole process since it began.
+        ``process_peak_bytes`` is the peak of the whole process since it began, less what the measuring code takes.
         """
         peak, steady = process_memory.peak_bytes(), process_memory.resident_bytes()
         return {
             "peak_bytes": max(0, peak - self._resident_before),
             "steady_bytes": max(0, steady - self._resident_before),
-            "process_peak_bytes": max(peak, self._peak_before),
+            "process_peak_bytes": max(peak, self._peak_before) - self._measuring_bytes,
         }
 
     def profile(self, *, top: int) -> dict[str, Any]:
@@ -158,6 +162,7 @@ class ServedModel:
         from dataclasses import asdict
 
         from deploykit.operators import read_profile
+        from deploykit.runtime import PROVIDERS
 
         assert self._session is not None
         warm = 1  # the first run is profiled too
@@ -175,6 +180,8 @@ class ServedModel:
 
     def providers(self) -> dict[str, Any]:
         """Short names of the providers that ONNX Runtime lists here."""
+        from deploykit.runtime import provider_names
+
         return {"providers": provider_names()}
 
     def modules(self) -> dict[str, Any]:
@@ -197,13 +204,31 @@ class ServedModel:
         return sum(meter.spent_uj() for meter in self._meters) if self._meters else None
 
 
+def _import_all() -> int:
+    """Imports what is needed: first what an app that runs a model has, then the rest, whose resident bytes it returns.
+
+    After this the library itself counts as held before the model.
+    """
+    import numpy as np  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    of_an_app = process_memory.resident_bytes()
+    import deploykit.disturbances
+    import deploykit.random_inputs
+    import deploykit.runtime  # noqa: F401
+
+    return process_memory.resident_bytes() - of_an_app
+
+
 def _create(model: str, options: Mapping[str, Any], *, cuda_graph: bool) -> tuple[Session, bool]:
     """The session, and whether it replays a captured CUDA graph.
 
     ONNX Runtime refuses to capture where a node runs elsewhere than on the GPU; there it is used without.
     """
+    from deploykit.runtime import create_session
+
     if cuda_graph:
-        given = {**options.get("provider_options", {}), "enable_cuda_graph": "1"}
+        given = {**(options.get("provider_options") or {}), "enable_cuda_graph": "1"}
         try:
             return create_session(model, **{**options, "provider_options": given, "allow_fallback": False}), True
         except (ProviderError, ModelFileError):
@@ -246,13 +271,11 @@ def serve() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a provider's library prints must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    commands: deque[str] = deque()
-    ready = threading.Semaphore(0)
-    threading.Thread(target=_listen, args=(commands, ready), daemon=True).start()
+    commands: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     served = ServedModel()
     while True:
-        ready.acquire()
-        request = json.loads(commands.popleft())
+        request = json.loads(commands.get())
         try:
             answer = getattr(served, request.pop("do"))(**request)
         except DeploykitError as problem:
@@ -261,9 +284,8 @@ def serve() -> None:
         channel.flush()
 
 
-def _listen(commands: deque[str], ready: threading.Semaphore) -> None:
+def _listen(commands: queue.Queue[str]) -> None:
     """Hands over the parent's lines. At the end of them the parent is gone: so is this process, even amid a run."""
     for line in sys.stdin:
-        commands.append(line)
-        ready.release()
+        commands.put(line)
     os._exit(0)

@@ -42,7 +42,7 @@ class Worker:
         self._answers: queue.Queue[str] = queue.Queue()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         # -P and the package's own folder: what lies in the current folder must not shadow numpy or deploykit.
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "deploykit.served_model"]
+        command = [sys.executable, "-P", "-W", "ignore", "-c", "from deploykit.served_model import serve; serve()"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=_environment()
         )
