@@ -12,6 +12,7 @@ from deploykit.files import write_json
 from deploykit.results import (
     Accuracy,
     Bench,
+    Candidate,
     Compression,
     CpuRun,
     Example,
@@ -25,6 +26,7 @@ from deploykit.results import (
     Rewriting,
     Timing,
     Training,
+    Tuning,
     Verification,
 )
 
@@ -317,7 +319,51 @@ def full_records():
         held_out_samples=512,
         held_out_drop=0.0039,
     )
-    return records | {"lenet5.int8.quantization.json": ranked, "pruned.compression.json": compression("lenet5")}
+    records |= {"lenet5.int8.quantization.json": ranked, "pruned.compression.json": compression("lenet5")}
+    return records | {"lenet5.tuning.json": tuning("lenet5"), "mnist-cnn.tuning.json": tuning("mnist-cnn")}
+
+
+def tuning(network):
+    """A search of eight candidates; two on the front, one of them unstable, two never measured."""
+    measured = (
+        ("float", "cpu", 1, 0.0731, 250_871, 1_410_000, 0.9922, {"on_front": True}),
+        ("int8", "cpu", 1, 0.0522, 70_112, 1_120_000, 0.9918, {"on_front": True}),
+        ("int8", "cpu", 2, 0.0497, 70_112, 1_180_000, 0.9918, {"on_front": True, "stable": False}),
+        ("int8-vnni", "openvino", 1, 0.0612, 70_800, 9_120_000, 0.9914, {}),
+        ("fp16", "cpu", 1, 0.0911, 126_000, 1_400_000, 0.9921, {}),
+        ("int8-arm", "cpu", 1, 0.0701, 70_300, 1_150_000, 0.9702, {"rejected_because": "2.2 points lost; 0.5 allowed"}),
+    )
+    candidates = [
+        Candidate(recipe, provider, threads, {}, None, size, latency, None, None, None, peak, top1, 0.998, None, **more)
+        for recipe, provider, threads, latency, size, peak, top1, more in measured
+    ]
+    refused = ("openvino takes no node of it", "4 threads on 2 CPUs")
+    candidates += [
+        Candidate("int8", "cuda", 1, rejected_because=refused[0]),
+        Candidate("int8", "cpu", 4, rejected_because=refused[1]),
+    ]
+    return Tuning(
+        model=f"runs/{network}/{network}.onnx",
+        model_sha256=digest(f"{network}.fp32"),
+        objective="latency",
+        max_drop=0.005,
+        accuracy_by="top1",
+        best=candidates[1],
+        why="The fastest that is stable and loses at most 0.5 points.",
+        candidates=tuple(candidates),
+        session={},
+        dataset="mnist",
+        dataset_digest=digest("mnist"),
+        held_out_samples=512,
+        calibration="mnist",
+        calibration_digest=digest("mnist train"),
+        effort="medium",
+        speedup=1.4,
+        speedup_low=1.38,
+        speedup_high=1.42,
+        environment=ENVIRONMENT,
+        deploykit="0.1.0",
+    )
 
 
 def compression(network):

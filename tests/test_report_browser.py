@@ -114,6 +114,10 @@ DRAWN = """new Promise((done) => {
 })"""
 
 
+# A value once the browser has drawn what was asked for before.
+SETTLED = "new Promise((done) => setTimeout(() => requestAnimationFrame(() => done(%s)), 100))"
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = write_records(tmp_path_factory.mktemp("records"), all_records())
@@ -176,8 +180,13 @@ def test_every_view_is_drawn_and_fits(browser, full_page, tmp_path, width, schem
     browser.run("document.querySelectorAll('details').forEach((item) => { item.open = true; })")
 
     assert beyond_the_window(browser, width) == []
-    # Three charts for each of two machines, and two curves for each of three networks.
-    assert browser.run("document.querySelectorAll('.chart svg').length") == 2 * 3 + 2 * 3
+    # Three charts for each of two machines, one for each of two searches, and two curves for each of three networks.
+    assert browser.run("document.querySelectorAll('.chart svg').length") == 2 * 3 + 2 + 2 * 3
+    # Those in parts that were closed when they were drawn have taken the width that they have now.
+    fills = (
+        "Array.from(document.querySelectorAll('.chart'), (box) => box.firstElementChild.clientWidth / box.clientWidth)"
+    )
+    assert all(0.95 <= share <= 1.0 for share in browser.run(SETTLED % fills))
     # What a cell shows stays in it: neither text nor bar is cut off, and rows of the diff stand beside their labels.
     cut = "Array.from(document.querySelectorAll('%s')).filter((item) => item.scrollWidth > item.clientWidth + 1).length"
     assert [browser.run(cut % cells) for cells in (".bars td", ".bars th", "#figures td", "#figures th")] == [0] * 4

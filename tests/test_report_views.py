@@ -48,6 +48,7 @@ def shares(panel, column):
 
 def test_views_are_there_for_what_was_recorded(folder, tmp_path):
     assert [section.heading for section in sections(collect([folder]))] == [
+        "What tuning tried",
         "Where the time goes",
         "Which layers integers hurt",
         "What compression took away",
@@ -159,6 +160,43 @@ def test_compressions_tell_zeros_and_ranks(tmp_path):
     assert texts(pruned)[0] == ["fc1", "Linear", "48.0 k", "90.00 %"]
     assert texts(factored) == [["fc1", "120 × 400", "24", "96.00 %", "26.00 %"]]
     assert shares(factored, "MACs left") == [0.26]
+
+
+def test_a_search_shows_the_best_then_the_front_then_the_rest(folder, tmp_path):
+    panel = view(folder, "What tuning tried").panels[0]
+
+    assert panel.title == "lenet5.onnx"
+    assert panel.about == (
+        "best int8 on cpu with 1 thread, 1.40× faster (1.38–1.42), for latency within 0.5 points of top-1 on 512 samples"
+        " of mnist"
+    )
+    assert [(row[0], row[1], row[-1]) for row in texts(panel)] == [
+        ("int8 on cpu with 1 thread", "0.0522 ms", "best"),
+        ("int8 on cpu with 2 threads", "0.0497 ms ⚠", "on the front"),
+        ("float on cpu with 1 thread", "0.0731 ms", "on the front"),
+        ("int8-vnni on openvino with 1 thread", "0.0612 ms", "measured"),
+        ("fp16 on cpu with 1 thread", "0.0911 ms", "measured"),
+        ("int8-arm on cpu with 1 thread", "0.0701 ms", "2.2 points lost; 0.5 allowed"),
+        ("int8 on cuda with 1 thread", "–", "openvino takes no node of it"),
+        ("int8 on cpu with 4 threads", "–", "4 threads on 2 CPUs"),
+    ]
+    assert panel.notes == ("The fastest that is stable and loses at most 0.5 points.",)
+    assert panel.charts == ()  # drawn on a page only
+    markdown = write_report([folder], tmp_path / "r.md").read_text("utf-8")
+    assert "**lenet5.onnx**: best int8 on cpu with 1 thread, 1.40× faster" in markdown
+    assert "| int8 on cpu with 1 thread | 0.0522 ms | 70.1 KB | 1.12 MB | 99.18 % | best |" in markdown
+
+
+def test_a_search_is_drawn_with_colours_by_recipe(folder, tmp_path):
+    text = write_report([folder], tmp_path / "r.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="chart-data">(.*?)</script>', text, re.S)[1])
+    searched = next(rows for rows in data["rows"] if rows[0]["network"] == "int8")
+
+    assert [point["name"] for point in searched][:2] == ["int8 on cpu with 1 thread", "int8 on cpu with 2 threads"]
+    assert [point["top1"] for point in searched] == [0.9918, 0.9918, 0.9922, 0.9914, 0.9921, 0.9702]
+    parsed = Page(text).text
+    assert parsed.count("Top-1 × latency of the candidates") == 2
+    assert "int8-vnni" in parsed
 
 
 def test_a_section_makes_only_what_it_shows():

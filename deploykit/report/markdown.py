@@ -18,15 +18,19 @@ from deploykit.report.changed import (
 from deploykit.report.claims import ClaimsTable, claims_tables
 from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.comparing import Change, Diff
+from deploykit.report.panels import Section
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import sentences
+from deploykit.report.tuned import tuning_section
+from deploykit.results import Tuning
 
 __all__ = ["markdown_text"]
 
 # GitHub refuses a comment of more than 65,536 characters. The tables that grow with the records share this.
 _MOST_CHARACTERS = 50_000
 _OF_CHANGES = 12_000
+_MOST_PANEL_ROWS = 12
 
 
 def markdown_text(collection: Collection, title: str, *, diff: Diff | None = None) -> str:
@@ -48,6 +52,7 @@ def _figures(collection: Collection, most: int) -> list[str]:
     if collection.rows:
         setting = shared_setting(collection.rows)
         parts += ([f"All rows: {_cell(setting)}"] if setting else []) + [_table(collection.rows, notes, most)]
+    parts += _section(tuning_section(collection.of_kind(Tuning)))
     if collection.trainings:
         parts.append(_trainings(collection))
     for table in claims_tables(collection.claims):
@@ -55,6 +60,18 @@ def _figures(collection: Collection, most: int) -> list[str]:
     if notes:
         parts.append("\n".join(f"<sup>{number}</sup> {_cell(text)}  " for text, number in notes.items()))
     return parts
+
+
+def _section(section: Section | None) -> list[str]:
+    """A view's panels with their first rows; a page has all."""
+    parts = []
+    for panel in section.panels if section else ():
+        lines = ["| " + " | ".join(_cell(title) for title, _ in panel.columns) + " |"]
+        lines.append("|" + "|".join("---:" if number else "---" for _, number in panel.columns) + "|")
+        rows = ["| " + " | ".join(_cell(cell.text) for cell in row) + " |" for row in panel.rows]
+        table = "\n".join([*lines, *rows[:_MOST_PANEL_ROWS]])
+        parts += [f"**{_cell(panel.title)}**: {_cell(panel.about)}", table, *map(_cell, panel.notes)]
+    return [f"### {_cell(section.heading)}", *parts] if section else []
 
 
 def _folded(summary: str, parts: Sequence[str]) -> list[str]:

@@ -49,7 +49,9 @@ def html_text(
     Raises:
         MissingDependencyError: altair, vl-convert or jinja2 is not installed.
     """
-    template, drawings, views = _template(), Drawings(), sections(collection)
+    template, drawings = _template(), Drawings()
+    groups = tradeoff_groups(collection.rows, drawings)
+    views = sections(collection, drawings)
     context = {
         "title": title,
         "version": __version__,
@@ -60,7 +62,7 @@ def html_text(
         "diff": change_panels(diff) if diff else None,
         "diff_sentence": diff_sentence(diff) if diff else "",
         "legend": legend(collection.rows),
-        "groups": tradeoff_groups(collection.rows, drawings),
+        "groups": groups,
         "columns": present(collection.rows),
         "rows": _table(collection.rows),
         "setting": shared_setting(collection.rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,31 @@ class Drawings:
 
     rows: list[list[dict[str, Any]]] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
+
+    def tradeoff(
+        self,
+        points: list[dict[str, Any]],
+        axes: tuple[str, str],
+        tooltip: Mapping[str, str],
+        networks: Iterable[str],
+        precisions: Iterable[str],
+    ) -> str:
+        """Draws points against two axes, with their Pareto front. Returns the id of the chart's element."""
+        if not any(shared is points for shared in self.rows):
+            self.rows.append(points)
+        place = next(place for place, shared in enumerate(self.rows) if shared is points)
+        with charts.unchecked():
+            chart = charts.tradeoff_chart(
+                points,
+                *axes,
+                tooltip=tooltip,
+                networks=networks,
+                precisions=precisions,
+                legend=False,
+                width="container",
+                inline=False,
+            )
+        return self.add(chart, rows=place, front=charts.pareto_front(points, *axes))
 
     def add(self, chart: Any, **data: Any) -> str:
         """Takes a chart in, with the data that the page brings for it. Returns the id of its element."""
@@ -88,7 +113,7 @@ def _group(group: Sequence[Row], rows: Sequence[Row], drawings: Drawings) -> dic
     batches = Counter(row.batch for row in group if row.batch is not None)
     batch = batches.most_common(1)[0][0] if batches else None
     points = [_point(row) for row in group if row.batch in (batch, None)]
-    drawings.rows.append(points)
+    networks, precisions = {row.network for row in rows}, {row.precision for row in rows}
     if any(point["top1"] is not None for point in points):
         wanted = [(x, "top1", title) for x, title in _COSTS.items()]
     else:
@@ -96,25 +121,10 @@ def _group(group: Sequence[Row], rows: Sequence[Row], drawings: Drawings) -> dic
     made = []
     for x, y, title in wanted:
         if any(point[x] is not None and point[y] is not None for point in points):
-            made.append({"title": title, "id": _draw(points, x, y, rows, drawings)})
+            name = drawings.tradeoff(points, (x, y), _TOOLTIP, networks, precisions)
+            made.append({"title": title, "id": name})
     note = f"Points of batch {batch}; other batch sizes are in the table." if len(batches) > 1 else ""
     return {"charts": made, "note": note} if made else None
-
-
-def _draw(points: Sequence[dict[str, Any]], x: str, y: str, rows: Sequence[Row], drawings: Drawings) -> str:
-    with charts.unchecked():
-        chart = charts.tradeoff_chart(
-            points,
-            x,
-            y,
-            tooltip=_TOOLTIP,
-            networks={row.network for row in rows},
-            precisions={row.precision for row in rows},
-            legend=False,
-            width="container",
-            inline=False,
-        )
-    return drawings.add(chart, rows=len(drawings.rows) - 1, front=charts.pareto_front(points, x, y))
 
 
 def _point(row: Row) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from deploykit.report.rows import Row
 
-__all__ = ["Cell", "Panel", "Section", "bar", "file_names", "heaviest", "network_names", "section"]
+__all__ = ["Cell", "Drawn", "Panel", "Section", "bar", "file_names", "heaviest", "network_names", "section"]
 
 T = TypeVar("T")
 _MOST_PANELS = 12  # of a section
@@ -22,6 +22,16 @@ class Cell(NamedTuple):
     tone: str = ""
 
 
+class Drawn(NamedTuple):
+    """A chart of the page: its title, the id of its element, and what its colours and symbols mean."""
+
+    title: str
+    id: str
+    colors: Mapping[str, str]
+    shapes: Mapping[str, str]
+    unstable: bool = False
+
+
 @dataclass(frozen=True)
 class Panel:
     """A table of its own heading.
@@ -32,6 +42,7 @@ class Panel:
         columns: Headings, and whether each is of numbers.
         rows: One cell a column.
         notes: What a reader has to know, one sentence each.
+        charts: What is drawn above the table.
     """
 
     title: str
@@ -39,6 +50,7 @@ class Panel:
     columns: tuple[tuple[str, bool], ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    charts: tuple[Drawn, ...] = ()
 
 
 @dataclass(frozen=True)

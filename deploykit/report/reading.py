@@ -22,13 +22,14 @@ from deploykit.results import (
     Quantization,
     Record,
     Training,
+    Tuning,
     Verification,
     read_record,
 )
 
 __all__ = ["Collection", "collect"]
 
-_SHOWN = (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression)
+_SHOWN = (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression, Tuning)
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({"|".join(cls.kind for cls in _SHOWN)})/'.encode())
 R = TypeVar("R", bound=Record)
 

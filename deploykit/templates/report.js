@@ -29,6 +29,10 @@
   }
 
   let last = draw();
+  // A chart in a closed part has no width; the charts take theirs again when the window's changes.
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", () => {
+    if (part.open && part.querySelector(".chart")) { window.dispatchEvent(new Event("resize")); }
+  }));
   dark.addEventListener("change", () => { last = last.then(draw); });
 })();
 
