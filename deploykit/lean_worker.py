@@ -97,14 +97,16 @@ def _end_with_parent() -> None:
 
 
 def _main(job: str) -> None:
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what ONNX Runtime prints must not mix with the answer
     threading.Thread(target=_end_with_parent, daemon=True).start()
     asked = json.loads(job)
     try:
         answer = {"path": str(make_lean(Path(asked["source"]), Path(asked["folder"]), optimised=asked["optimised"]))}
     except DeploykitError as problem:
         answer = {"error": type(problem).__name__, "message": str(problem)}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    channel.write(json.dumps(answer) + "\n")
+    channel.flush()
     os._exit(0)  # the other thread is still reading
 
 
