@@ -25,6 +25,7 @@ _LAZY = {
     "evaluate_onnx": "deploykit.evaluate",
     "evaluate_ensemble": "deploykit.evaluate",
     "bench_onnx": "deploykit.bench",
+    "gate_onnx": "deploykit.gate",
     "verify_onnx": "deploykit.verify",
     "visualize_network": "deploykit.visualize",
     "write_report": "deploykit.report",

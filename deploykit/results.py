@@ -21,12 +21,14 @@ from deploykit.record import Record
 from deploykit.rewritings import Rewriting
 from deploykit.timings import Bench, Failure, Latency, Memory, Timing
 from deploykit.tunings import Candidate, Tuning
+from deploykit.verdicts import Check, Verdict
 from deploykit.verifications import CpuRun, Flip, Verification
 
 __all__ = [
     "Accuracy",
     "Bench",
     "Candidate",
+    "Check",
     "Claims",
     "Comparison",
     "Compression",
@@ -54,6 +56,7 @@ __all__ = [
     "Timing",
     "Training",
     "Tuning",
+    "Verdict",
     "Verification",
     "read_record",
 ]
@@ -154,7 +157,8 @@ class Quantization(Record):
     ``agreement`` is the fraction of the compared samples with the same top-1; ``snr_db`` the signal-to-noise ratio
     of the first output in decibels; ``max_abs`` its largest absolute difference. ``unoptimised_agreement`` is the
     fraction with the same top-1 when the quantized model runs without the runtime's optimisations, which replace the
-    quantized nodes by integer kernels; None in records of versions that did not compare them. ``float_layers`` were
+    quantized nodes by integer kernels, and ``unoptimised_snr_db`` compares those two; None in records of versions that
+    did not compare them. ``float_layers`` were
     left in float; ``kept_float`` says that the file is the float model, as no integer form met what was asked.
     ``sensitivity`` holds each layer's harm, the worst first (``sensitivity.LayerHarm``); ``held_out_drop`` is the
     fraction of top-1 lost on samples that calibration did not see; ``speedup`` the float model's median latency over
@@ -179,6 +183,7 @@ class Quantization(Record):
     snr_db: float | None
     seconds: float
     unoptimised_agreement: float | None = None
+    unoptimised_snr_db: float | None = None
     download_bytes: int | None = None
     precision: str = "int8"
     effort: str = "low"
@@ -266,6 +271,7 @@ _KINDS: dict[str, type[Record]] = {
         Compression,
         Rewriting,
         Tuning,
+        Verdict,
     )
 }
 
