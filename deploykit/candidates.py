@@ -19,10 +19,6 @@ _VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 _ARM = ("arm64", "aarch64")
 _GPUS = ("cuda", "tensorrt")
 
-# OpenVINO has optimisations of its own, which may miss their patterns behind those of ONNX Runtime; its documentation
-# advises to switch the latter off (openvino.ai, "OpenVINO Execution Provider"). Which is faster depends on the model.
-_SESSIONS: Mapping[str, Sequence[Mapping[str, Any]]] = {"openvino": ({}, {"optimize": False})}
-
 
 @dataclass(frozen=True)
 class Here:
@@ -72,14 +68,10 @@ def providers_tried(options: TuneOptions) -> tuple[str, ...]:
 def candidates_of(options: TuneOptions, here: Here) -> list[Candidate]:
     """The grid, in the order in which equally good ones are preferred: simple files first, few threads first.
 
-    The float model on the CPU is always part of it, as it is what all others are compared with. What cannot or should
-    not be tried is there once a file and provider, with ``rejected_because``.
+    What cannot or should not be tried is there once a file and provider, with ``rejected_because``.
     """
     providers = providers_tried(options)
-    found = [item for recipe in _recipes(options, here) for item in _of_recipe(recipe, providers, options, here)]
-    if not any(item.recipe == "float" and item.provider == "cpu" for item in found):
-        found = [*_of_recipe("float", ("cpu",), options, here), *found]
-    return found
+    return [item for recipe in _recipes(options, here) for item in _of_recipe(recipe, providers, options, here)]
 
 
 def _recipes(options: TuneOptions, here: Here) -> tuple[str, ...]:
@@ -104,9 +96,20 @@ def _of_recipe(recipe: str, providers: Sequence[str], options: TuneOptions, here
         if reason:
             yield Candidate(recipe, provider, threads[-1], rejected_because=reason)
             continue
-        for session in _SESSIONS.get(provider, ({},)):
+        for session in _sessions(provider, options):
             for count in threads:
                 yield Candidate(recipe, provider, count, session=session)
+
+
+def _sessions(provider: str, options: TuneOptions) -> Sequence[Mapping[str, Any]]:
+    """Further arguments of ``runtime.create_session``, the defaults first."""
+    if provider == "openvino":
+        # It has optimisations of its own, which may miss their patterns behind those of ONNX Runtime; whose
+        # documentation advises to switch the latter off (onnxruntime.ai, "OpenVINO Execution Provider"). Which is
+        # faster depends on the model.
+        return ({}, {"optimize": False})
+    lean = provider == "cpu" and options.objective == "memory"
+    return ({}, {"memory": "lean"}) if lean else ({},)
 
 
 def _threads(provider: str, options: TuneOptions, here: Here) -> tuple[int, ...]:

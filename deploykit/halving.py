@@ -13,12 +13,14 @@ from typing import Any
 
 from deploykit.bench_options import BenchOptions
 from deploykit.progress import Progress, silent
-from deploykit.race import Entry, Measured, Ratio, heats_of, race, ratio_of
+from deploykit.race import Entry, Measured, heats_of, race, ratio_of
+from deploykit.ratio import Interval
 from deploykit.result_cache import ResultCache
 
 __all__ = ["FINALISTS", "Figures", "Rank", "Runner", "Tournament", "better_half"]
 
 FINALISTS = 3  # besides those that take part in any case
+PROCESSES = 3  # of each in the last run, so that what differs from one to the next shows
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Figures:
     """What the last run says of a runner, and its latency over the reference's in that run; None for the failed."""
 
     measured: Measured
-    ratio: Ratio | None
+    ratio: Interval | None
     round: int
 
 
@@ -94,7 +96,7 @@ class Tournament:
             ranks = self._ranks(places)
             kept = better_half(ranks, least=FINALISTS)
             places, times = sorted({*kept, *self._always(ranks)}), times // 2
-        last = replace(self.bench, processes=max(2, self.bench.processes))
+        last = replace(self.bench, processes=max(PROCESSES, self.bench.processes))
         places = self._fitting(places, last.processes)
         self._measure(places, last, done + 1)
         return list(self._ranks(places))
@@ -152,8 +154,13 @@ class Tournament:
             for runner in runners
         ]
         settings = {"machine": self.machine, "bench": asdict(options), "entries": entries}
-        values = self.cache.get("run", settings, make).values
+        values = self.cache.get("run", settings, make, keep=_all_measured).values
         return [Measured.from_json(result) for result in values["results"]]
+
+
+def _all_measured(values: Mapping[str, Any]) -> bool:
+    """What failed may do so for lack of memory, and not the next time."""
+    return all(result["problem"] is None for result in values["results"])
 
 
 def _shorter(options: BenchOptions, times: int) -> BenchOptions:

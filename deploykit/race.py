@@ -15,10 +15,11 @@ from deploykit.bench_options import BenchOptions, Setting
 from deploykit.contestant import Contestant, contestants_of
 from deploykit.disturbances import Disturbances
 from deploykit.progress import Progress, silent
-from deploykit.results import Timing
+from deploykit.ratio import Interval, hierarchical_interval
+from deploykit.timings import Timing
 from deploykit.turns import take_turns
 
-__all__ = ["Entry", "Measured", "Ratio", "batch_of", "heats_of", "race", "ratio_of"]
+__all__ = ["Entry", "Measured", "batch_of", "heats_of", "race", "ratio_of"]
 
 _FEW_TURNS = 5  # too few to resample: then the extremes are the interval
 _SHARE = 0.6  # of the memory that may be used
@@ -48,7 +49,8 @@ class Measured:
         ci_high_ms: Upper end.
         peak_bytes: Of a fresh process, less what it held before; None where the system does not tell.
         stable: Whether nothing makes the latency doubtful.
-        turns_ms: The median of each turn; those of two entries of one run belong together by their places.
+        turns_ms: The median of each turn, process by process; turns of two entries of one run belong together by their
+            places.
         problem: Why there are no figures.
     """
 
@@ -57,51 +59,43 @@ class Measured:
     ci_high_ms: float = 0.0
     peak_bytes: int | None = None
     stable: bool = False
-    turns_ms: tuple[float, ...] = ()
+    turns_ms: tuple[tuple[float, ...], ...] = ()
     problem: str | None = None
 
     @classmethod
     def of(cls, timing: Timing) -> Measured:
         """The figures of a timing."""
-        latency, turns = timing.latency_ms, (turn for process in timing.turns_ms for turn in process)
+        latency = timing.latency_ms
         ends = (latency.median, latency.ci_low, latency.ci_high)
-        return cls(*ends, timing.memory.peak_bytes, timing.stable, tuple(turns))
+        return cls(*ends, timing.memory.peak_bytes, timing.stable, timing.turns_ms)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
         """What ``to_json`` gave."""
-        return cls(**{**values, "turns_ms": tuple(values["turns_ms"])})
+        return cls(**{**values, "turns_ms": tuple(map(tuple, values["turns_ms"]))})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """A latency over another's, with its 95 % interval."""
-
-    middle: float
-    low: float
-    high: float
-
-    @property
-    def below_one(self) -> bool:
-        """Whether the first is clearly the faster one."""
-        return self.high < 1.0
-
-
-def ratio_of(one: Measured, other: Measured) -> Ratio:
-    """Of two entries of one run, by the ratios of the turns that belong together.
+def ratio_of(one: Measured, other: Measured) -> Interval:
+    """The latency of one entry over that of another of the same run, by the turns that belong together.
 
     A slow spell of the machine hits both turns of a pair and leaves their ratio (duet benchmarking: Bulej et al. 2020).
+    With several processes each, what differs between these widens the interval.
     """
-    ratios = [a / b for a, b in zip(one.turns_ms, other.turns_ms, strict=False)]
-    middle = stats.median(ratios)
-    if len(ratios) < _FEW_TURNS:
-        return Ratio(middle, min(ratios), max(ratios))
-    low, high = stats.bootstrap_median_interval(ratios)
-    return Ratio(middle, min(low, middle), max(high, middle))
+    ratios = [
+        [a / b for a, b in zip(of_one, of_other, strict=False)]
+        for of_one, of_other in zip(one.turns_ms, other.turns_ms, strict=True)
+    ]
+    if len(ratios) > 1:
+        return hierarchical_interval(ratios)
+    middle = stats.median(ratios[0])
+    if len(ratios[0]) < _FEW_TURNS:
+        return Interval(middle, min(ratios[0]), max(ratios[0]))
+    low, high = stats.bootstrap_median_interval(ratios[0])
+    return Interval(middle, min(low, middle), max(high, middle))
 
 
 def heats_of(sizes: Sequence[int], always: int, *, processes: int = 1) -> list[list[int]]:

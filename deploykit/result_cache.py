@@ -8,7 +8,6 @@ result whose files have changed since counts as not there.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -53,13 +52,21 @@ class ResultCache:
         for leftover in self.folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def get(self, kind: str, settings: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> CachedResult:
+    def get(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        keep: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> CachedResult:
         """The result of a step, made only where it is not there.
 
         Args:
             kind: What it is, in a word that can stand in a file's name.
             settings: JSON values: everything that decides the result.
             make: Writes its files into the folder that it is given, and returns JSON values.
+            keep: Whether values are worth keeping; those that are not are made again by the next search.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -73,23 +80,28 @@ class ResultCache:
                 self.reused.append(name)
             return CachedResult(place, found)
         try:
-            values = self._make(place, {"kind": kind, "key": key, "settings": settings}, make)
+            values = self._make(place, {"kind": kind, "key": key, "settings": settings}, make, keep)
         except OSError as problem:
             raise OutputError(f"cannot write {place}: {problem.strerror or problem}") from problem
         self.made.append(name)
         return CachedResult(place, values)
 
     def _make(
-        self, place: Path, head: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]
+        self,
+        place: Path,
+        head: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        keep: Callable[[Mapping[str, Any]], bool],
     ) -> Mapping[str, Any]:
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=self.folder, prefix=_ASIDE))
         try:
             values: Mapping[str, Any] = json.loads(json.dumps(make(aside), allow_nan=False))
-            files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
-            write_json(aside / _ENTRY, {"schema": _SCHEMA, **head, "files": files, "values": values})
-            shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
-            os.rename(aside, place)  # noqa: PTH104 - beside os.replace's like, for a folder
+            if keep(values):
+                files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
+                write_json(aside / _ENTRY, {"schema": _SCHEMA, **head, "files": files, "values": values})
+                shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
+                aside.rename(place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return values

@@ -5,13 +5,14 @@ What is written is what the session says of itself, so that it is what was measu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deploykit import __version__, environment
 from deploykit.runtime import Session
-from deploykit.runtime_plugins import Plugin, plugin_of
+from deploykit.runtime_plugins import Plugin
 
 __all__ = ["CONFIG_KEYS", "SessionSettings"]
 
@@ -49,7 +50,7 @@ class SessionSettings:
     @classmethod
     def of(cls, session: Session) -> SessionSettings:
         """Of a session that ``runtime.create_session`` made."""
-        raw, plugin = session.raw, plugin_of(session.provider, session.threads)
+        raw, plugin = session.raw, session.plugin
         made = raw.get_session_options()
         options = {name: getattr(made, name) for name in _SIMPLE}
         options |= {name: getattr(made, name).name for name in _ENUMS}
@@ -77,45 +78,56 @@ class SessionSettings:
         """A Python file with a function that makes the session; it needs ONNX Runtime and nothing else.
 
         Args:
-            model: Name of the model's file, which lies beside it.
+            model: The model's file, relative to the folder of the Python file, with forward slashes.
             measured: What the settings were measured to be, in a sentence without quotation marks.
         """
         lines = [f'"""How to open {model} as deploykit measured it.', "", f"{measured}", '"""', ""]
         lines += ["from pathlib import Path", "", "import onnxruntime"]
-        lines += [f"import {self.plugin.package}"] if self.plugin else []
-        lines += ["", f"MODEL = Path(__file__).with_name({model!r})", "", "", "def create_session(model=MODEL):"]
+        lines += [f"import {self.plugin.package}"] if self.plugin and self.plugin.package else []
+        lines += ["", f"MODEL = Path(__file__).parent / {_text(model)}", "", "", "def create_session(model=MODEL):"]
         return "\n".join([*lines, *(f"    {line}" for line in self._body()), ""])
 
     def _body(self) -> Iterator[str]:
         yield "options = onnxruntime.SessionOptions()"
         for name, value in self.options.items():
-            yield (
-                f"options.{name} = {_ENUM_OWNER[name]}.{value}"
-                if name in _ENUM_OWNER
-                else f"options.{name} = {value!r}"
-            )
+            owner = _ENUM_OWNERS.get(name)
+            yield f"options.{name} = {f'{owner}.{value}' if owner else repr(value)}"
         for key, entry in self.config_entries.items():
-            yield f"options.add_session_config_entry({key!r}, {entry!r})"
-        if self.plugin is None:
-            if any(name.startswith(("CUDA", "Tensorrt")) for name, _ in self.providers):
-                yield "onnxruntime.preload_dlls()  # finds CUDA in the pip packages"
-            yield f"providers = {[(name, dict(options)) for name, options in self.providers]!r}"
-            yield "return onnxruntime.InferenceSession(str(model), options, providers=providers)"
+            yield f"options.add_session_config_entry({_text(key)}, {_text(entry)})"
+        if self.plugin:
+            yield from self._plugin_body(self.plugin)
             return
-        yield f"name = {self.plugin.provider!r}"
-        yield "if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):"
-        yield f"    library = {self.plugin.package}.get_library_path()"
-        yield "    onnxruntime.register_execution_provider_library(name, library)"
-        yield f"kind = onnxruntime.OrtHardwareDeviceType.{self.plugin.device}"
-        yield "devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name and d.device.type == kind]"
-        yield f"options.add_provider_for_devices(devices, {dict(self.plugin.options)!r})"
+        if any(name.startswith(("CUDA", "Tensorrt")) for name, _ in self.providers):
+            yield "onnxruntime.preload_dlls()  # finds CUDA in the pip packages"
+        listed = (f"({_text(name)}, {_text(dict(options))})" for name, options in self.providers)
+        yield f"providers = [{', '.join(listed)}]"
+        yield "return onnxruntime.InferenceSession(str(model), options, providers=providers)"
+
+    def _plugin_body(self, plugin: Plugin) -> Iterator[str]:
+        """Registers the plugin's library once a process, and takes its device."""
+        yield f"name = {_text(plugin.provider)}"
+        if plugin.package:
+            yield "if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):"
+            yield f"    onnxruntime.register_execution_provider_library(name, {plugin.package}.get_library_path())"
+        yield "devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]"
+        if plugin.device:
+            kind = f"onnxruntime.OrtHardwareDeviceType.{plugin.device}"
+            yield f"devices = [device for device in devices if device.device.type == {kind}]"
+        yield "if not devices:"
+        yield '    raise RuntimeError(f"{name} offers no device on this machine")'
+        yield f"options.add_provider_for_devices(devices[:1], {_text(dict(plugin.options))})"
         yield "return onnxruntime.InferenceSession(str(model), options)"
 
 
-_ENUM_OWNER = {
+_ENUM_OWNERS = {
     "graph_optimization_level": "onnxruntime.GraphOptimizationLevel",
     "execution_mode": "onnxruntime.ExecutionMode",
 }
+
+
+def _text(value: str | dict[str, str]) -> str:
+    """As Python has it; for texts and dicts of texts JSON is Python."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _entries(options: Any) -> Iterator[tuple[str, str]]:

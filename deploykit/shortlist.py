@@ -91,7 +91,7 @@ class Shortlist:
     @cached_property
     def judge(self) -> Judge:
         """Knows the float model's predictions on the CPU."""
-        answers, width = self._predictions(self.source.path, self.source.sha256, "cpu", {})
+        answers, width = self._predictions(self.source.path, self.source.sha256, "cpu")
         judge = Judge.of(answers, width, self.source, self.held_out)
         if judge.targets is None:
             self.warnings.append(
@@ -142,8 +142,10 @@ class Shortlist:
             return {"problem": race([entry], brief)[0].problem}
 
         settings = {"model": sha256, "provider": provider, "session": dict(session), "batch": self.bench.batch}
-        problem = self.cache.get("trial", settings | {"machine": machine_key()}, make).values["problem"]
-        return None if problem is None else str(problem)
+        settings |= {"machine": machine_key()}
+        # What failed may be mended, or a lack of memory over, by the next time.
+        found = self.cache.get("trial", settings, make, keep=lambda values: values["problem"] is None)
+        return None if found.values["problem"] is None else str(found.values["problem"])
 
     def _add_file(self, recipe: str) -> None:
         places = self._of(recipe)
@@ -161,11 +163,11 @@ class Shortlist:
             )
 
     def _check_accuracy(self, recipe: str) -> None:
-        """Under each provider and session, as their arithmetic differs; the number of threads does not matter."""
-        groups: dict[tuple[str, str], list[int]] = {}
+        """Under each provider, with and without optimisations; threads and memory do not change the arithmetic."""
+        groups: dict[tuple[str, bool], list[int]] = {}
         for place in self._of(recipe):
             item = self.candidates[place]
-            groups.setdefault((item.provider, repr(item.session)), []).append(place)
+            groups.setdefault((item.provider, bool(item.session.get("optimize", True))), []).append(place)
         for places in groups.values():
             self._check_group(places)
 
@@ -176,7 +178,7 @@ class Shortlist:
             self._reject(places, problem)
             return
         try:
-            answers, _ = self._predictions(path, sha256, item.provider, item.session)
+            answers, _ = self._predictions(path, sha256, item.provider, optimize=item.session.get("optimize", True))
         except (DataError, OutputError):  # of the pictures or the disk, not of this candidate
             raise
         except DeploykitError as problem:
@@ -193,19 +195,19 @@ class Shortlist:
             lost, allowed = 100.0 * loss.drop, 100.0 * self.options.max_drop
             self._reject(places, f"loses {lost:.2f} {what} on {len(self.held_out)} samples; allowed are {allowed:g}")
 
-    def _predictions(self, path: Path, sha256: str, provider: str, session: Mapping[str, Any]) -> tuple[list[int], int]:
+    def _predictions(self, path: Path, sha256: str, provider: str, *, optimize: bool = True) -> tuple[list[int], int]:
         def make(_: object) -> Mapping[str, Any]:
             answers, width = predicted(
                 path,
                 self.held_out,
                 provider=provider,
                 preprocess=self.preprocess,
-                optimize=bool(session.get("optimize", True)),
+                optimize=optimize,
                 progress=self.progress,
             )
             return {"answers": answers, "width": width}
 
-        settings = {"model": sha256, "provider": provider, "session": dict(session), "pictures": self.held_out.digest}
+        settings = {"model": sha256, "provider": provider, "optimize": optimize, "pictures": self.held_out.digest}
         settings |= {"preprocess": preprocess_key(self.preprocess), "machine": machine_key()}
         values = self.cache.get("predictions", settings, make).values
         return values["answers"], values["width"]

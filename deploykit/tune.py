@@ -21,6 +21,7 @@ from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError, OutputError
 from deploykit.files import remove_partials, removed_if_empty
 from deploykit.halving import Figures, Rank, Runner, Tournament
+from deploykit.lean_model import lean_copy
 from deploykit.lock import folder_lock
 from deploykit.pareto import beats, on_front, step_of
 from deploykit.progress import Progress, silent
@@ -30,7 +31,7 @@ from deploykit.runtime import create_session
 from deploykit.session_settings import SessionSettings
 from deploykit.shortlist import Shortlist
 from deploykit.tune_options import FLOAT_FORMS, TuneOptions
-from deploykit.tuned_folder import BEST, FRONT, TunedFolder
+from deploykit.tuned_folder import BEST, FRONT, LEAN, TunedFolder
 from deploykit.tunings import Candidate, Tuning
 from deploykit.variants import machine_key, one_file
 from deploykit.winner import Winner, choose, explain
@@ -60,7 +61,8 @@ def tune_onnx(
         model: An ``.onnx`` classifier with one input. Of one that is quantized already only sessions are tried.
         data: Real pictures for calibration.
         folder: Gets ``best.onnx``, ``session.json`` and ``best_session.py`` with the settings for an app, ``front/``
-            with the other files of the Pareto front, and ``tuning.json``, the record.
+            with the other files of the Pareto front, and ``tuning.json``, the record; ``lean/`` with a copy for this
+            machine where a session with lean memory is best.
         options: What to try and how long.
         held_out: Pictures on which the loss of accuracy is measured; by default those of ``data`` next to the
             calibration samples.
@@ -83,7 +85,7 @@ def tune_onnx(
     with removed_if_empty(place.folder):
         _make(place.folder)
         with folder_lock(place.folder):
-            for part in (place.folder, place.folder / FRONT):
+            for part in (place.folder, place.folder / FRONT, place.folder / LEAN):
                 remove_partials(part)
             place.check(path, source.sha256, overwrite=overwrite)
             cache = ResultCache(place.cache)
@@ -100,11 +102,11 @@ def tune_onnx(
             )
             shortlist.build()
             tuning, files = _tuned(shortlist, options, path)
-            settings = _settings(tuning.best, files[BEST])
-            session = settings.to_document(BEST, str(tuning.best.model_sha256))
+            settings, opened, lean = _session(tuning.best, files[BEST], place.cache)
+            session = settings.to_document(opened, str(tuning.best.model_sha256))
             seconds = round(time.monotonic() - began, 3)
             tuning = replace(tuning, model_sha256=source.sha256, session=session, seconds=seconds)
-            place.write(tuning, files, settings)
+            place.write(tuning, files | lean, settings.to_python(opened, f"{tuning.best.name}."))
     return tuning
 
 
@@ -273,6 +275,15 @@ def _kept(
     return names, {name: files[recipe] for recipe, name in names.items()}
 
 
-def _settings(best: Candidate, path: Path) -> SessionSettings:
-    """Of a session like the one that was measured."""
-    return SessionSettings.of(create_session(path, best.provider, threads=best.threads, **best.session))
+def _session(best: Candidate, path: Path, cache: Path) -> tuple[SessionSettings, str, dict[str, Path]]:
+    """Settings of a session like the one that was measured, the name of the file that it opens, and further files.
+
+    A session with lean memory opens a copy of the model with its weights beside it, which is for this ONNX Runtime on
+    this kind of processor.
+    """
+    opened, further = path, dict[str, Path]()
+    if best.session.get("memory") == "lean":
+        opened = lean_copy(path, cache / LEAN, provider=best.provider)
+        further = {f"{LEAN}/{file.name}": file for file in sorted(opened.parent.iterdir())}
+    session = create_session(opened, best.provider, threads=best.threads, **best.session)
+    return SessionSettings.of(session), f"{LEAN}/{opened.name}" if further else BEST, further

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from deploykit.bench_options import BenchOptions
 from deploykit.errors import InputError, UnknownNameError
+from deploykit.providers import check_provider
 from deploykit.quantization_options import QuantizeOptions
 from deploykit.recipes import RECIPES
-from deploykit.runtime import PROVIDERS, check_threads
+from deploykit.runtime import check_threads
 
 __all__ = ["FLOAT_FORMS", "OBJECTIVES", "TuneOptions"]
 
@@ -55,13 +56,11 @@ class TuneOptions:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
         if not 0 <= self.max_drop <= 1:
             raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to 1")
-        for kind, names, known in (
-            ("recipe", self.recipes, (*FLOAT_FORMS, *RECIPES)),
-            ("provider", self.providers, tuple(PROVIDERS)),
-        ):
-            for name in names or ():
-                if name not in known:
-                    raise UnknownNameError(kind, name, known)
+        for name in self.recipes or ():
+            if name not in (*FLOAT_FORMS, *RECIPES):
+                raise UnknownNameError("recipe", name, (*FLOAT_FORMS, *RECIPES))
+        for name in self.providers or ():
+            check_provider(name)
         for name in ("recipes", "providers", "threads"):
             if getattr(self, name) == ():
                 raise InputError(f"no {name} to try; give one or more, or leave it out")

@@ -10,12 +10,12 @@ from typing import Any
 
 from deploykit.errors import InputError, OutputError
 from deploykit.files import atomic_path, check_writable, read_json, write_json, write_text
-from deploykit.session_settings import SessionSettings
 from deploykit.tunings import Tuning
 
-__all__ = ["BEST", "FRONT", "RECORD", "SESSION", "SNIPPET", "TunedFolder"]
+__all__ = ["BEST", "FRONT", "LEAN", "RECORD", "SESSION", "SNIPPET", "TunedFolder"]
 
-BEST, RECORD, SESSION, SNIPPET, FRONT = "best.onnx", "tuning.json", "session.json", "best_session.py", "front"
+BEST, RECORD, SESSION, SNIPPET = "best.onnx", "tuning.json", "session.json", "best_session.py"
+FRONT, LEAN = "front", "lean"
 _HIDDEN, _WRITTEN = ".tune", "written.json"
 _SCHEMA = "deploykit.tuned-folder/1"
 _WAY_OUT = "give another folder or --overwrite"
@@ -39,13 +39,13 @@ class TunedFolder:
             OutputError: The folder cannot be written, holds files of others, or the tuning of another model.
             InputError: The model itself would be replaced, or what is remembered of the folder is unreadable.
         """
-        if model.resolve() in {(self.folder / name).resolve() for name in (BEST, *self._front())}:
+        if model.resolve() in {(self.folder / name).resolve() for name in (BEST, *self._further())}:
             raise InputError(f"{model} lies where the results go, and is never changed; give another folder")
         check_writable(self.folder / RECORD)
         if overwrite:
             return
         written = self._written()
-        for name in (BEST, RECORD, SESSION, SNIPPET, *self._front()):
+        for name in (BEST, RECORD, SESSION, SNIPPET, *self._further()):
             if not (self.folder / name).exists():
                 continue
             if name not in written.get("files", ()):
@@ -55,13 +55,13 @@ class TunedFolder:
                     f"{self.folder} holds the tuning of another model, {written.get('model')}; {_WAY_OUT}"
                 )
 
-    def write(self, tuning: Tuning, files: Mapping[str, Path], settings: SessionSettings) -> None:
+    def write(self, tuning: Tuning, files: Mapping[str, Path], snippet: str) -> None:
         """Replaces what an earlier tuning wrote; the record last.
 
         Args:
             tuning: The record.
             files: By name in the folder what is to be copied there; the best one is ``BEST``.
-            settings: How the best file was opened.
+            snippet: Python that opens the best one.
 
         Raises: OutputError.
         """
@@ -72,19 +72,21 @@ class TunedFolder:
         for name, path in files.items():
             with atomic_path(self.folder / name) as aside:
                 shutil.copyfile(path, aside)
-        write_json(self.folder / SESSION, settings.to_document(BEST, str(tuning.best.model_sha256)))
-        write_text(self.folder / SNIPPET, settings.to_python(BEST, f"{tuning.best.name}."))
+        write_json(self.folder / SESSION, dict(tuning.session))
+        write_text(self.folder / SNIPPET, snippet)
         write_json(self.folder / RECORD, tuning.to_document())
 
     def _forget(self, names: Sequence[str]) -> None:
-        """Removes files of an earlier front that are not part of this one."""
+        """Removes files of an earlier front, or of lean memory, that are not part of this tuning."""
         for name in self._written().get("files", ()):
-            if name not in names and name.startswith(f"{FRONT}/"):
+            if name not in names and name.startswith((f"{FRONT}/", f"{LEAN}/")):
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _front(self) -> list[str]:
-        front = self.folder / FRONT
-        return sorted(f"{FRONT}/{path.name}" for path in front.iterdir()) if front.is_dir() else []
+    def _further(self) -> list[str]:
+        """What lies in the folders for the front and for lean memory."""
+        folders = [self.folder / name for name in (FRONT, LEAN)]
+        found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+        return sorted(f"{path.parent.name}/{path.name}" for path in found)
 
     def _written(self) -> Mapping[str, Any]:
         path = self.cache / _WRITTEN

@@ -160,13 +160,14 @@ class Variants:
             except (OutputError, DataError):  # of the disk or the pictures, not of this recipe
                 raise
             except DeploykitError as problem:
-                told = {"problem": str(problem)}
+                told = {"problem": str(problem), "failed": True}
             if told["problem"]:
                 path.unlink(missing_ok=True)
                 return told
             return {**told, "sha256": sha256_file(path), "file_bytes": path.stat().st_size}
 
-        return self.cache.get(recipe, settings, guarded)
+        # What failed may be mended by the next time; what was decided stays.
+        return self.cache.get(recipe, settings, guarded, keep=lambda values: not values.get("failed"))
 
     def _variant(self, recipe: str, result: CachedResult) -> Variant:
         values, path = result.values, result.folder / f"{recipe}.onnx"

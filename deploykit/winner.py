@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from deploykit.figures import byte_text, ratio_text
 from deploykit.halving import Figures
-from deploykit.race import Ratio, ratio_of
+from deploykit.race import ratio_of
+from deploykit.ratio import Interval
 from deploykit.tune_options import FLOAT_FORMS
 from deploykit.tunings import Candidate
 
 __all__ = ["Winner", "choose", "explain"]
 
-_ALIKE = 1.02  # latencies within this are one, if their intervals do not tell them apart
+_ALIKE, _NOTHING = 1.02, 1.01  # latencies within the one are alike if their intervals meet, within the other anyway
 _MEMORY_ALIKE = 1.05
 
 
@@ -29,9 +30,9 @@ class Winner:
     """
 
     place: int
-    speed: Ratio | None = None
+    speed: Interval | None = None
     nearest: int | None = None
-    nearest_speed: Ratio | None = None
+    nearest_speed: Interval | None = None
 
 
 def choose(
@@ -62,7 +63,7 @@ def choose(
 
 
 def _fastest(candidates: Sequence[Candidate], figures: Mapping[int, Figures], finalists: Sequence[int]) -> Winner:
-    def ratio(one: int, other: int) -> Ratio:
+    def ratio(one: int, other: int) -> Interval:
         return ratio_of(figures[one].measured, figures[other].measured)
 
     as_it_is = [place for place in finalists if candidates[place].recipe == "float"]
@@ -71,19 +72,23 @@ def _fastest(candidates: Sequence[Candidate], figures: Mapping[int, Figures], fi
     best = _first(as_it_is, figures)
     for rivals in (rewritten, others):
         rival = _first(rivals, figures)
-        if rival is not None and (best is None or ratio(rival, best).below_one):
+        if rival is not None and (best is None or ratio(rival, best).high < 1.0):
             best = rival
     if best is None:
         raise AssertionError("no finalists")
     if best in others:
         floats = [*as_it_is, *rewritten]
-        alike = [place for place in others if ratio(place, best).low <= 1.0 and ratio(place, best).middle <= _ALIKE]
-        alike = [place for place in alike if all(ratio(place, other).below_one for other in floats)]
+        alike = [place for place in others if _alike(ratio(place, best))]
+        alike = [place for place in alike if all(ratio(place, other).high < 1.0 for other in floats)]
         best = min([best, *alike], key=lambda place: (max(candidates[place].drop or 0.0, 0.0), place))
         return Winner(best, _speed(candidates, figures, finalists, best))
     nearest = _first(others, figures)
     beaten = None if nearest is None else ratio(best, nearest)
     return Winner(best, _speed(candidates, figures, finalists, best), nearest, beaten)
+
+
+def _alike(slower: Interval) -> bool:
+    return slower.middle <= _NOTHING or (slower.middle <= _ALIKE and slower.low <= 1.0)
 
 
 def _first(places: Sequence[int], figures: Mapping[int, Figures]) -> int | None:
@@ -97,7 +102,7 @@ def _latency(figures: Mapping[int, Figures], place: int) -> float:
 
 def _speed(
     candidates: Sequence[Candidate], figures: Mapping[int, Figures], finalists: Sequence[int], best: int
-) -> Ratio | None:
+) -> Interval | None:
     """The float model's latency over the best one's; None where the best one is the float model."""
     floats = [place for place in finalists if candidates[place].recipe == "float"]
     fastest = _first(floats, figures)
@@ -117,16 +122,17 @@ def explain(winner: Winner, candidates: Sequence[Candidate], float_bytes: int, m
         objective: What was searched for.
     """
     best = candidates[winner.place]
-    faster = [_faster(winner.speed)] if winner.speed else []
+    parts = [f"{byte_text(best.peak_bytes)} of memory at the peak"] if objective == "memory" else []
+    parts += [_faster(winner.speed)] if winner.speed else []
     if best.recipe in FLOAT_FORMS:
         form = "the float model" if best.recipe == "float" else "the rewritten float model"
-        start = f"{form} {best.name.partition(' ')[2]}"
-        return "; ".join([start, *faster, _why_float(winner, candidates, max_drop, objective)])
+        parts.append(_why_float(winner, candidates, max_drop, objective))
+        return f"{form} {best.name.partition(' ')[2]}: {'; '.join(parts)}"
     share = f"{byte_text(best.file_bytes)}, {(best.file_bytes or 0) / float_bytes:.2f} of the float file's bytes"
-    return f"{best.name}: {'; '.join([*faster, _lost(best, max_drop), share])}"
+    return f"{best.name}: {'; '.join([*parts, _lost(best, max_drop), share])}"
 
 
-def _faster(speed: Ratio) -> str:
+def _faster(speed: Interval) -> str:
     interval = f"(95 % interval {ratio_text(speed.low)} to {ratio_text(speed.high)})"
     if speed.low <= 1.0 <= speed.high:
         return f"as fast as the float model {interval}"

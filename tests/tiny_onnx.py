@@ -1,5 +1,6 @@
 """Small ONNX models built in code, for the rooms that run models."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,27 @@ def endless_loop(path):
     node = helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body)
     ends = ([("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT, [1])])
     return save_graph(path, [node], *ends, weights)
+
+
+def classifier(path, *, width=64, layers=3, classes=9, apart=1.0, metadata=None):
+    """A classifier of RGB pictures of 28×28 with random weights: ``layers`` convolutions, an average, one matrix.
+
+    The smaller ``apart``, the less the weights of one class differ from those of another.
+    """
+    generator = np.random.default_rng(0)
+    weights, nodes, last, channels = [], [], "x", 3
+    for layer in range(layers):
+        values = generator.standard_normal((width, channels, 3, 3)) * np.sqrt(2.0 / (9 * channels))
+        weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [last, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        last, channels = f"r{layer}", width
+    head = generator.standard_normal((width, 1)) + apart * generator.standard_normal((width, classes))
+    weights.append(numpy_helper.from_array(head.astype(np.float32), "head"))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pooled"]))
+    nodes += [helper.make_node("Flatten", ["pooled"], ["flat"]), helper.make_node("MatMul", ["flat", "head"], ["y"])]
+    preprocess = {"layout": "NCHW", "size": [28, 28], "channels": "RGB", "scale": 1 / 255, "dtype": "float32"}
+    preprocess |= {"resize": None, "crop": None, "mean": [0.5] * 3, "std": [0.25] * 3}
+    ends = ([("x", TensorProto.FLOAT, ["N", 3, 28, 28])], [("y", TensorProto.FLOAT, ["N", classes])])
+    told = {"deploykit.preprocess": json.dumps(preprocess), **(metadata or {})}
+    return save_graph(path, nodes, *ends, weights, metadata=told)
