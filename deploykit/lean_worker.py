@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,13 +61,46 @@ def make_lean(source: Path, folder: Path, *, optimised: bool) -> Path:
 
 
 def _write(source: Path, target: Path, optimised: bool) -> None:
-    if optimised:
-        save_optimized(source, target, weights=_WEIGHTS, inline_bytes=_INLINE_BYTES)
+    if not optimised:
+        _save(load_model(source), target)
         return
+    save_optimized(source, target, weights=_WEIGHTS, inline_bytes=_INLINE_BYTES)
+    if _transposed_matrices(load_model(target, external_data=False).graph):
+        model = load_model(target)
+        _untranspose(model.graph)
+        target.with_name(_WEIGHTS).unlink()  # it would be appended to
+        _save(model, target)
+
+
+def _save(model: onnx.ModelProto, target: Path) -> None:
     import onnx
 
-    model = load_model(source)
     onnx.save_model(model, str(target), save_as_external_data=True, location=_WEIGHTS, size_threshold=_INLINE_BYTES)
+
+
+def _transposed_matrices(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Weights that only one ``QGemm`` reads, with ``transB``: their node by their name."""
+    weights = {tensor.name for tensor in graph.initializer if _bytes_of(tensor) >= _LARGE_BYTES}
+    readers = Counter(name for node in graph.node for name in node.input)
+    return {
+        node.input[3]: node
+        for node in graph.node
+        if node.op_type == "QGemm" and node.input[3] in weights and readers[node.input[3]] == 1
+        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    }
+
+
+def _untranspose(graph: onnx.GraphProto) -> None:
+    """Lays 8-bit matrices out as their kernel packs them; it would transpose them in one more buffer of their size."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    nodes = _transposed_matrices(graph)
+    for tensor in graph.initializer:
+        if (node := nodes.get(tensor.name)) is not None:
+            matrix = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
+            tensor.CopyFrom(numpy_helper.from_array(matrix, tensor.name))
+            next(attribute for attribute in node.attribute if attribute.name == "transB").i = 0
 
 
 def _needs_packing(model: onnx.ModelProto) -> bool:
