@@ -6,17 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from synthetic_records import (
-    EDGE,
-    ENVIRONMENT,
-    accuracy,
-    all_records,
-    bench,
-    digest,
-    earlier_records,
-    timing,
-    write_records,
-)
+from full_records import earlier_records
+from synthetic_records import EDGE, ENVIRONMENT, accuracy, all_records, bench, digest, timing, write_records
 
 from deploykit.errors import InputError
 from deploykit.report import collect, collect_both, write_report

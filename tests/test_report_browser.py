@@ -10,8 +10,9 @@ import subprocess
 import time
 
 import pytest
+from full_records import earlier_records, full_records
 from PIL import Image
-from synthetic_records import accuracy, all_records, bench, earlier_records, full_records, timing, write_records
+from synthetic_records import accuracy, all_records, bench, timing, write_records
 
 from deploykit.report import write_report
 

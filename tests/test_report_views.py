@@ -5,26 +5,17 @@ import re
 from dataclasses import replace
 
 import pytest
-from synthetic_records import (
-    all_records,
-    bench,
-    compression,
-    digest,
-    full_records,
-    harms,
-    layers,
-    operators,
-    profile,
-    quantization,
-    timing,
-    write_records,
-)
-from test_report import Page
+from full_records import compression, full_records, harms, layers, operators, tuning, verdict
+from parsed_page import Page
+from synthetic_records import all_records, bench, digest, profile, quantization, timing, write_records
 
 from deploykit.report import collect, write_report
+from deploykit.report.gated import gate_section
+from deploykit.report.page_charts import Drawings
 from deploykit.report.panels import bar, heaviest, section
+from deploykit.report.tuned import tuning_section
 from deploykit.report.views import sections
-from deploykit.results import FactoredLayer, LayerProfile, NodeTime, OperatorTime
+from deploykit.results import Candidate, FactoredLayer, LayerProfile, NodeTime, OperatorTime
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +100,8 @@ def test_harms_in_any_order_and_with_gaps(tmp_path):
     (panel,) = view(tmp_path, "Which layers integers hurt").panels
 
     assert [row[:3] for row in texts(panel)] == [["b", "Conv", "0.4"], ["a", "–", "0.1"], ["–", "–", "0"]]
-    assert panel.about.endswith("no integer form met what was asked")
+    assert panel.about == "recipe int8, all layers in float, as no integer form met what was asked"
+    assert {row[-1] for row in texts(panel)} == {"float"}
     many = replace(quantization("lenet5", 10, 20), sensitivity=harms(50))
     write_records(tmp_path, {"a.json": many})
     (panel,) = view(tmp_path, "Which layers integers hurt").panels
@@ -167,8 +159,8 @@ def test_a_search_shows_the_best_then_the_front_then_the_rest(folder, tmp_path):
 
     assert panel.title == "lenet5.onnx"
     assert panel.about == (
-        "best int8 on cpu with 1 thread, 1.40× faster (1.38–1.42), for latency within 0.5 points of top-1 on 512 samples"
-        " of mnist"
+        "best int8 on cpu with 1 thread, 1.40× faster (1.38–1.42), for latency within 0.5 points of top-1 on 512"
+        " samples of mnist"
     )
     assert [(row[0], row[1], row[-1]) for row in texts(panel)] == [
         ("int8 on cpu with 1 thread", "0.0522 ms", "best"),
@@ -177,10 +169,12 @@ def test_a_search_shows_the_best_then_the_front_then_the_rest(folder, tmp_path):
         ("int8-vnni on openvino with 1 thread", "0.0612 ms", "measured"),
         ("fp16 on cpu with 1 thread", "0.0911 ms", "measured"),
         ("int8-arm on cpu with 1 thread", "0.0701 ms", "2.2 points lost; 0.5 allowed"),
-        ("int8 on cuda with 1 thread", "–", "openvino takes no node of it"),
-        ("int8 on cpu with 4 threads", "–", "4 threads on 2 CPUs"),
     ]
-    assert panel.notes == ("The fastest that is stable and loses at most 0.5 points.",)
+    assert panel.notes == (
+        "The fastest that is stable and loses at most 0.5 points.",
+        "Not timed: int8 on cuda with 1 thread: openvino takes no node of it.",
+        "Not timed: int8 on cpu with 4 threads: 4 threads on 2 CPUs.",
+    )
     assert panel.charts == ()  # drawn on a page only
     markdown = write_report([folder], tmp_path / "r.md").read_text("utf-8")
     assert "**lenet5.onnx**: best int8 on cpu with 1 thread, 1.40× faster" in markdown
@@ -197,6 +191,56 @@ def test_a_search_is_drawn_with_colours_by_recipe(folder, tmp_path):
     parsed = Page(text).text
     assert parsed.count("Top-1 × latency of the candidates") == 2
     assert "int8-vnni" in parsed
+
+
+def test_what_was_not_timed_stands_under_its_reason_once(folder):
+    searched = tuning("lenet5")
+    refused = tuple(
+        Candidate(f"recipe-{index}", "cuda", 1, rejected_because="no GPU here" if index < 5 else None)
+        for index in range(6)
+    )
+    (panel,) = tuning_section([replace(searched, candidates=searched.candidates[:2] + refused)]).panels
+
+    assert len(panel.rows) == 2
+    assert panel.notes[1:] == (
+        "Not timed: recipe-0 on cuda with 1 thread, recipe-1 on cuda with 1 thread, recipe-2 on cuda with 1 thread and"
+        " 2 more: no GPU here.",
+        "Not timed: recipe-5 on cuda with 1 thread: no reason is recorded.",
+    )
+
+
+def test_candidates_of_one_accuracy_are_drawn_by_their_size(tmp_path):
+    searched = tuning("lenet5")
+    alike = tuple(replace(candidate, top1=0.99) for candidate in searched.candidates)
+    drawings = Drawings()
+    (panel,) = tuning_section([replace(searched, candidates=alike)], drawings).panels
+
+    assert [chart.title for chart in panel.charts] == ["File × latency of the candidates, all of 99.00 % top-1"]
+    assert set(panel.charts[0].colors) == {"float", "int8", "int8-vnni", "fp16", "int8-arm"}
+    assert len(drawings.charts) == 1
+
+
+def test_verdicts_stand_above_the_charts_with_the_worst_first(folder, tmp_path):
+    panel = gate_section([verdict("pass"), verdict("inconclusive"), verdict("regression")]).panels[0]
+
+    assert panel.title == "lenet5.int8.onnx"
+    assert panel.about == (
+        "regression against lenet5.fp32.onnx, on cpu, 1 thread, batch 1; changes below 11.30 % are not seen"
+    )
+    assert texts(panel) == [
+        ["size", "pass", "70.1 KB", "100 KB", "70.1 KB", "251 KB"],
+        ["slowdown", "regression", "+41.60 % (+30.70 % to +53.30 %)", "+5.00 %", "0.0547 ms", "0.0386 ms"],
+        ["drop", "pass", "0.03 points (-0.20 points to 0.20 points)", "0.50 points", "99.18 %", "99.21 %"],
+    ]
+    assert [row[1].tone for row in panel.rows] == ["good", "bad", "good"]
+    assert panel.notes == ("drop: on 900 pictures.", "others had the processor for 65% of the calls' time")
+    text = write_report([folder], tmp_path / "r.html").read_text("utf-8")
+    assert text.index("+41.60 %") < text.index("What it costs")
+    markdown = write_report([folder], tmp_path / "r.md").read_text("utf-8")
+    assert markdown.index("| slowdown | regression |") < markdown.index("lenet5 int8 on ")
+    document = json.loads(write_report([folder], tmp_path / "r.json").read_text("utf-8"))
+    assert [item["verdict"] for item in document["verdicts"]] == ["regression"]
+    assert len(document["tunings"]) == 2
 
 
 def test_a_section_makes_only_what_it_shows():

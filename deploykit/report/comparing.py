@@ -13,13 +13,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from deploykit.report.environments import difference_text, differing
-from deploykit.report.rows import Row
+from deploykit.report.rows import RUN_NOISE, Row
 
 __all__ = ["Change", "Delta", "Diff", "compare"]
 
-# What two runs of one file may differ by. The interval of a run does not cover it: three runs of `bench lenet5.onnx`
-# in a row gave 0.0366 to 0.0377 ms, each within 0.1 %, on a shared machine. Smaller changes need runs in turns.
-_RUN_NOISE = 0.10
 _MEMORY_NOISE = 0.05  # the same runs' peaks differed by 1 %: pages and arenas of a fresh process
 _TIMED = ("provider", "threads", "batch", "session", "onnxruntime", "provider_version")
 _SCORED = ("dataset", "dataset_digest", "samples", "crops", "models")
@@ -208,8 +205,8 @@ def _of_latency(row: Row, base: Row) -> tuple[str, str]:
     ratio = (row.latency_ms or 0.0) / (base.latency_ms or 1.0)
     if now[0] <= before[1] and before[0] <= now[1]:
         return "unclear", "the intervals overlap"
-    if 1.0 / (1.0 + _RUN_NOISE) <= ratio <= 1.0 + _RUN_NOISE:
-        return "unclear", f"within the {100 * _RUN_NOISE:.0f} % by which two runs may differ"
+    if 1.0 / (1.0 + RUN_NOISE) <= ratio <= 1.0 + RUN_NOISE:
+        return "unclear", f"within the {100 * RUN_NOISE:.0f} % by which two runs may differ"
     return ("better", "") if ratio < 1.0 else ("worse", "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,13 +26,13 @@ class _Model:
     profile: tuple[Profile, int] | None = None
     quantization: tuple[Quantization | Compression, int] | None = None
     accuracies: list[tuple[Accuracy, int]] = field(default_factory=list)
-    timings: list[tuple[Timing, int]] = field(default_factory=list)
+    timings: list[tuple[Timing, int, int]] = field(default_factory=list)  # and the number of its bench
     verifications: list[tuple[Verification, int]] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
         """What the records call the file, most telling first."""
-        named = [timing.model for timing, _ in self.timings] + [accuracy.model for accuracy, _ in self.accuracies]
+        named = [timing.model for timing, *_ in self.timings] + [accuracy.model for accuracy, _ in self.accuracies]
         named += [verification.model for verification, _ in self.verifications]
         named += [self.quantization[0].model] if self.quantization else []
         return [*named, *([self.profile[0].name] if self.profile else [])]
@@ -45,7 +46,7 @@ class _Model:
 
     def network(self) -> str | None:
         """The network's name, as far as this file's own records say it."""
-        measured: list[Timing | Accuracy | Verification] = [*(t for t, _ in self.timings)]
+        measured: list[Timing | Accuracy | Verification] = [*(t for t, *_ in self.timings)]
         measured += [a for a, _ in self.accuracies] + [v for v, _ in self.verifications]
         named = [record.network for record in measured if record.network]
         metadata = self.profile[0].metadata if self.profile else {}
@@ -82,6 +83,7 @@ def _digest(key: str) -> str | None:
 
 def _by_model(records: Iterable[Record], environments: Environments) -> dict[str, _Model]:
     models: dict[str, _Model] = defaultdict(_Model)
+    runs = itertools.count()
     for record in records:
         index = environments.index(record.environment)
         if isinstance(record, Profile):
@@ -93,8 +95,9 @@ def _by_model(records: Iterable[Record], environments: Environments) -> dict[str
         elif isinstance(record, Verification):
             models[record.model_sha256].verifications.append((record, index))
         elif isinstance(record, Bench):
+            run = next(runs)
             for timing in record.results:
-                models[timing.model_sha256].timings.append((timing, index))
+                models[timing.model_sha256].timings.append((timing, index, run))
     return dict(models)
 
 
@@ -155,15 +158,15 @@ def _rows_of(model: _Model, row: Row, environments: Environments) -> list[Row]:
     several = _by_dataset([pair for pair in model.accuracies if pair[0].forward_passes > 1], environments)
     rows = [_scored(row, *pair, pair[0].provider) for accuracies in several for pair in accuracies]
     if not single:
-        return [*(_timed(row, timing, index) for timing, index in model.timings), *rows] or [row]
+        return [*(_timed(row, *timed) for timed in model.timings), *rows] or [row]
     for accuracies in _by_dataset(single, environments):
         rest = dict(enumerate(accuracies))
-        for timing, index in model.timings:
+        for timing, index, run in model.timings:
             place = _nearest(accuracies, timing.provider, index, environments)
             rest.pop(place, None)
             scored = _scored(row, *accuracies[place], timing.provider)
             doubts = _elsewhere(environments, accuracies[place][1], index)
-            rows.append(_timed(replace(scored, warnings=scored.warnings + doubts), timing, index))
+            rows.append(_timed(replace(scored, warnings=scored.warnings + doubts), timing, index, run))
         rows += [_scored(row, *match, match[0].provider) for match in rest.values()]
     return rows
 
@@ -228,7 +231,7 @@ def _known(precision: str, row: Row) -> str:
     return row.precision if precision == "unknown" and row.precision != "?" else precision
 
 
-def _timed(row: Row, timing: Timing, index: int) -> Row:
+def _timed(row: Row, timing: Timing, index: int, run: int) -> Row:
     texts = list(timing.warnings) or (
         [] if timing.stable else ["unstable: the runs spread too far to trust this figure"]
     )
@@ -260,6 +263,7 @@ def _timed(row: Row, timing: Timing, index: int) -> Row:
         file_bytes=row.file_bytes if row.file_bytes is not None else (timing.file_bytes or memory.weights_bytes),
         stable=timing.stable,
         environment=index,
+        run=run,
         warnings=row.warnings + tuple(Caveat("latency", text) for text in texts),
     )
 

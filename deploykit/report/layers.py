@@ -14,16 +14,19 @@ __all__ = ["compression_section", "harm_section", "layer_section"]
 _MOST_LAYERS = 160  # of one network on a page; DenseNet-264 has more
 _MOST_HARMS = 40
 _MOST_OPERATORS = 8
+_MANY_ZEROS = 0.1  # of weights: what rounding to integers gives by itself is less
 
 
 def layer_section(profiles: Iterable[Profile], rows: Sequence[Row]) -> Section | None:
     """A panel for each profile that lists layers."""
     networks, names = network_names(rows), file_names(rows)
+    order = {sha256: place for place, sha256 in enumerate(names)}
     found = {profile.sha256 or profile.name: profile for profile in profiles if profile.layers}
+    ranked = sorted(found.values(), key=lambda profile: order.get(profile.sha256, len(order)))
     return section(
         "Layer by layer",
         "Parameters and multiply-accumulates of each layer, for one picture; bars compare within a model.",
-        [(networks.get(profile.sha256, profile.name), profile) for profile in found.values()],
+        [(networks.get(profile.sha256, profile.name), profile) for profile in ranked],
         lambda profile: _layer_panel(profile, names.get(profile.sha256, profile.name)),
         noun="models by layer",
     )
@@ -32,7 +35,7 @@ def layer_section(profiles: Iterable[Profile], rows: Sequence[Row]) -> Section |
 def _layer_panel(profile: Profile, title: str) -> Panel:
     layers = profile.layers
     shown = [layers[place] for place in heaviest([layer.macs + layer.parameters for layer in layers], _MOST_LAYERS)]
-    zeros = any(layer.zeros for layer in layers)
+    zeros = any((layer.zeros or 0.0) >= _MANY_ZEROS for layer in layers)
     columns = (("Layer", False), ("Operator", False), ("Output", True), ("Parameters", True), ("MACs", True))
     largest = max(layer.parameters for layer in layers), max(layer.macs for layer in layers)
     return Panel(
@@ -95,7 +98,9 @@ def _harm_panel(record: Quantization, title: str) -> Panel:
             bar(f"{_number(harm, 'noise'):.2g}", _number(harm, "noise"), worst),
             Cell(percent_text(harm.get("agreement"))),
             Cell(f"{100.0 * _number(harm, 'cost'):.1f} %"),
-            Cell("float", tone="good") if harm.get("layer") in kept else Cell("integers", tone="soft"),
+            Cell("float", tone="good")
+            if record.kept_float or harm.get("layer") in kept
+            else Cell("integers", tone="soft"),
         )
         for harm in harms[:_MOST_HARMS]
     )
@@ -107,12 +112,13 @@ def _harm_panel(record: Quantization, title: str) -> Panel:
 def _budget(record: Quantization) -> str:
     """What the recipe came to: ``recipe mixed, 2 layers in float, 0.39 points of top-1 lost on 512 held-out …``."""
     count = len(record.float_layers)
-    parts = [f"recipe {record.recipe}", f"{count:,} layer{'' if count == 1 else 's'} in float"]
+    left = "all" if record.kept_float else f"{count:,}"
+    parts = [f"recipe {record.recipe}", f"{left} layer{'' if count == 1 and not record.kept_float else 's'} in float"]
     if record.held_out_drop is not None:
         points = 100.0 * record.held_out_drop
         change = f"{points:.2f} points of top-1 lost" if points >= 0 else f"{-points:.2f} points of top-1 gained"
         parts.append(f"{change} on {record.held_out_samples:,} held-out samples")
-    return ", ".join(parts + (["no integer form met what was asked"] if record.kept_float else []))
+    return ", ".join(parts + (["as no integer form met what was asked"] if record.kept_float else []))
 
 
 def _number(harm: Mapping[str, object], key: str) -> float:

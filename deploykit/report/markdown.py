@@ -18,12 +18,13 @@ from deploykit.report.changed import (
 from deploykit.report.claims import ClaimsTable, claims_tables
 from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.comparing import Change, Diff
+from deploykit.report.gated import gate_section
 from deploykit.report.panels import Section
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import sentences
 from deploykit.report.tuned import tuning_section
-from deploykit.results import Tuning
+from deploykit.results import Tuning, Verdict
 
 __all__ = ["markdown_text"]
 
@@ -37,6 +38,7 @@ def markdown_text(collection: Collection, title: str, *, diff: Diff | None = Non
     """A heading, what changed where there is a baseline, the summary, the short table, and warnings as footnotes."""
     parts = [f"## {_cell(title)}"]
     figures = _figures(collection, _MOST_CHARACTERS - (2 * _OF_CHANGES if diff else 0))
+    parts += _section(gate_section(collection.of_kind(Verdict)))
     parts += [*_changes(diff), *_folded("All figures", figures)] if diff else figures
     parts += [f"> **Warning** {_cell(warning)}" for warning in collection.warnings]
     noun = "record" if collection.records == 1 else "records"

@@ -16,6 +16,7 @@ from deploykit.report.claims import claims_tables
 from deploykit.report.columns import Column, present, shared_setting
 from deploykit.report.comparing import Diff
 from deploykit.report.environments import cpu_name
+from deploykit.report.gated import gate_section
 from deploykit.report.page_charts import MOST_GROUPS, Drawings, group_key, legend, tradeoff_groups, training_run
 from deploykit.report.panels import Section
 from deploykit.report.predictions import MOST_GALLERIES, class_tables, galleries
@@ -23,6 +24,7 @@ from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import headlines, label_of, sentences
 from deploykit.report.views import sections
+from deploykit.results import Verdict
 
 __all__ = ["html_text"]
 
@@ -61,6 +63,7 @@ def html_text(
         "label_of": label_of,
         "diff": change_panels(diff) if diff else None,
         "diff_sentence": diff_sentence(diff) if diff else "",
+        "gate": gate_section(collection.of_kind(Verdict)),
         "legend": legend(collection.rows),
         "groups": groups,
         "columns": present(collection.rows),

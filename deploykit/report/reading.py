@@ -23,13 +23,14 @@ from deploykit.results import (
     Record,
     Training,
     Tuning,
+    Verdict,
     Verification,
     read_record,
 )
 
 __all__ = ["Collection", "collect"]
 
-_SHOWN = (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression, Tuning)
+_SHOWN = (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression, Tuning, Verdict)
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({"|".join(cls.kind for cls in _SHOWN)})/'.encode())
 R = TypeVar("R", bound=Record)
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from deploykit.results import Accuracy
 
-__all__ = ["Caveat", "Row", "dataset_label", "protocol_label"]
+__all__ = ["RUN_NOISE", "Caveat", "Row", "dataset_label", "protocol_label"]
+
+
+# What two runs of one file may differ by. The interval of a run does not cover it: three runs of `bench lenet5.onnx`
+# in a row gave 0.0366 to 0.0377 ms, each within 0.1 %, on a shared machine. Smaller changes need runs in turns.
+RUN_NOISE = 0.10
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Row:
         session: What of the session is not the default, such as ``memory low, io binding``.
         latency_ms: Median of one call; ``latency_ci_low_ms`` and ``latency_ci_high_ms`` bound it (95 %).
         peak_bytes: Peak resident memory of a fresh process, less what it held before the model was loaded.
+        run: Number of the bench that timed it: only timings of one were made in turns.
         stable: False when the timing was too noisy to trust.
         same_on: Where the predictions were found to be the same, such as ``haswell, arm64``.
         environment: Index into the collection's environments, of the timing or else of the first record.
@@ -87,6 +93,7 @@ class Row:
     macs: int | None = None
     weight_bytes: int | None = None
     peak_activation_bytes: int | None = None
+    run: int | None = None
     stable: bool | None = None
     same_on: str | None = None
     warnings: tuple[Caveat, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploykit.figures import byte_text, millisecond_text, percent_text, ratio_text
-from deploykit.report.rows import Row
+from deploykit.report.rows import RUN_NOISE, Row
 
 __all__ = ["Headline", "headlines", "label_of", "pairs", "sentences", "setting_text"]
 
@@ -27,7 +27,7 @@ def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """Each row with the one it is to be compared with: its parent, else its network's float32 file, same setting.
 
     Where the setting (dataset, crops, models, machine, provider, threads, batch) has no such row, there is no pair; of
-    several, that of the same versions of the runtime is taken.
+    several, that of the same run, or else of the same versions of the runtime, is taken.
     """
     files: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     floats: dict[tuple[object, ...], list[Row]] = defaultdict(list)
@@ -39,7 +39,7 @@ def pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     for row in rows:
         parents = files[_setting(row), row.parent_sha256] if row.parent_sha256 else []
         bases = parents or ([] if row.precision in _FLOAT else floats[_setting(row), row.network])
-        base = next((base for base in bases if base.runtime == row.runtime), bases[0] if bases else None)
+        base = min(bases, key=lambda base: (base.run != row.run, base.runtime != row.runtime), default=None)
         if base is not None and base.sha256 != row.sha256:
             found.append((row, base))
     return found
@@ -120,16 +120,16 @@ def _compared(value: float | None, base: float | None, less: str, more: str) -> 
 
 
 def _speed(row: Row, base: Row) -> str | None:
-    """The ratio of the medians; where their intervals overlap nothing is claimed but that.
+    """The ratio of the medians; nothing is claimed where their intervals overlap, or two runs differ by as little.
 
     None where versions of the runtime differ.
     """
     if not row.latency_ms or not base.latency_ms or row.runtime != base.runtime:
         return None
     low, high = row.latency_interval_ms, base.latency_interval_ms
-    if low[0] <= high[1] and high[0] <= low[1]:
-        return "not measurably faster or slower"
     ratio = max(row.latency_ms, base.latency_ms) / min(row.latency_ms, base.latency_ms)
+    if (low[0] <= high[1] and high[0] <= low[1]) or (row.run != base.run and ratio <= 1.0 + RUN_NOISE):
+        return "not measurably faster or slower"
     doubt = "" if row.stable and base.stable else " (unstable timing)"
     return f"{ratio_text(ratio)} {'faster' if row.latency_ms < base.latency_ms else 'slower'}{doubt}"
 

@@ -14,7 +14,7 @@ from deploykit.report.comparing import Change, Diff
 from deploykit.report.reading import Collection
 from deploykit.report.rows import Row
 from deploykit.report.summary import sentences
-from deploykit.results import Bench, Compression, Profile, Quantization, Record, Tuning, Verification
+from deploykit.results import Bench, Compression, Profile, Quantization, Record, Tuning, Verdict, Verification
 
 __all__ = ["csv_text", "json_text", "report_document"]
 
@@ -69,6 +69,7 @@ def report_document(collection: Collection, title: str, *, diff: Diff | None = N
         "quantizations": _bodies(collection.of_kind(Quantization)),
         "compressions": _bodies(collection.of_kind(Compression)),
         "tunings": _bodies(collection.of_kind(Tuning)),
+        "verdicts": _bodies(collection.of_kind(Verdict)),
         "verifications": _bodies(collection.of_kind(Verification)),
         "classes": _classes(collection),
         "trainings": _bodies(collection.trainings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +16,7 @@ from deploykit.results import Candidate, Tuning
 __all__ = ["tuning_section"]
 
 _MOST_CANDIDATES = 60
+_MOST_NAMES = 3  # of those that one reason keeps from being timed
 _TOOLTIP = {
     "name": "Candidate",
     "accuracy": "Accuracy",
@@ -38,12 +40,14 @@ def tuning_section(tunings: Iterable[Tuning], drawings: Drawings | None = None) 
 
 
 def _panel(tuning: Tuning, drawings: Drawings | None) -> Panel:
-    ordered = sorted(tuning.candidates, key=lambda candidate: _rank(candidate, tuning))
+    tried = [candidate for candidate in tuning.candidates if candidate.latency_ms is not None]
+    ordered = sorted(tried, key=lambda candidate: _rank(candidate, tuning))
     slowest = max((candidate.latency_ms or 0.0 for candidate in ordered), default=0.0)
     accuracy = "Top-1" if tuning.accuracy_by == "top1" else "Agreement"
     columns = (("Candidate", False), ("Latency", True), ("File", True), ("Peak memory", True), (accuracy, True))
     more = len(ordered) - _MOST_CANDIDATES
     notes = (tuning.why, *tuning.warnings, *([f"{more:,} more candidates are left out."] if more > 0 else []))
+    notes += tuple(_refusals(tuning))
     return Panel(
         PurePath(tuning.model).name,
         _found(tuning),
@@ -54,8 +58,21 @@ def _panel(tuning: Tuning, drawings: Drawings | None) -> Panel:
     )
 
 
+def _refusals(tuning: Tuning) -> list[str]:
+    """Why candidates were not timed, each reason once with theirs."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for candidate in tuning.candidates:
+        if candidate.latency_ms is None:
+            reasons[candidate.rejected_because or "no reason is recorded"].append(candidate.name)
+    texts = []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        texts.append(f"Not timed: {', '.join(names[:_MOST_NAMES])}{more}: {reason}.")
+    return texts
+
+
 def _rank(candidate: Candidate, tuning: Tuning) -> tuple[bool, bool, bool, float]:
-    """The named one, the front, what was measured, what was refused; within each the fastest first."""
+    """The named one, the front, what else was kept, what was rejected; within each the fastest first."""
     return (
         not _is_best(candidate, tuning),
         not candidate.on_front,
@@ -107,7 +124,7 @@ def _cells(candidate: Candidate, tuning: Tuning, slowest: float) -> tuple[Cell, 
 
 
 def _chart(tuning: Tuning, candidates: Sequence[Candidate], accuracy: str, drawings: Drawings) -> tuple[Drawn, ...]:
-    """Accuracy against latency: colours by recipe, shapes by provider."""
+    """Accuracy against latency, or size where all are as accurate: colours by recipe, shapes by provider."""
     points = [
         _point(candidate, tuning)
         for candidate in candidates
@@ -117,9 +134,13 @@ def _chart(tuning: Tuning, candidates: Sequence[Candidate], accuracy: str, drawi
         return ()
     colors = network_colors(point["network"] for point in points)
     shapes = precision_shapes(point["precision"] for point in points)
-    name = drawings.tradeoff(points, ("latency_ms", tuning.accuracy_by), _TOOLTIP, colors, shapes)
+    varied = len({point[tuning.accuracy_by] for point in points}) > 1
+    sized = all(point["file_bytes"] for point in points)
+    up, title = ("file_bytes", "File") if sized and not varied else (tuning.accuracy_by, accuracy)
+    name = drawings.tradeoff(points, ("latency_ms", up), _TOOLTIP, colors, shapes)
     unstable = any(point["stable"] is False for point in points)
-    return (Drawn(f"{accuracy} × latency of the candidates", name, colors, shapes, unstable),)
+    alike = f", all of {points[0]['accuracy']} {accuracy.lower()}" if not varied else ""
+    return (Drawn(f"{title} × latency of the candidates{alike}", name, colors, shapes, unstable),)
 
 
 def _point(candidate: Candidate, tuning: Tuning) -> dict[str, Any]:
@@ -130,6 +151,7 @@ def _point(candidate: Candidate, tuning: Tuning) -> dict[str, Any]:
         "precision": candidate.provider,
         "stable": candidate.stable,
         "latency_ms": candidate.latency_ms,
+        "file_bytes": candidate.file_bytes,
         tuning.accuracy_by: _accuracy(candidate, tuning),
         "accuracy": percent_text(_accuracy(candidate, tuning)),
         "latency": millisecond_text(candidate.latency_ms),
