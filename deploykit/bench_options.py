@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from deploykit.errors import InputError, UnknownNameError
-from deploykit.runtime import PROVIDERS, check_threads
+from deploykit.runtime import check_memory, check_provider, check_provider_options, check_threads
 
 __all__ = ["PRESETS", "BenchOptions", "Setting", "preset"]
 
@@ -55,8 +55,8 @@ class BenchOptions:
         timeout_s: Seconds that one step (loading, one turn) may take before the worker is ended.
         allow_fallback: Whether a provider that cannot start may be replaced by the CPU; the record then says so.
         keep_going: Whether the others go on where one cannot be measured; the record's ``failures`` then say why.
-        memory: Which memory setting of ``runtime.create_session`` the sessions have.
-        provider_options: Further options of the provider, as ``runtime.create_session`` takes them.
+        memory: ``"default"`` or ``"lean"`` (``runtime.create_session``); the copy that the latter loads is made before.
+        provider_options: Options of the providers other than the CPU, in their own names.
         io_binding: Whether inputs and outputs stay in the device's memory, so that no copy is timed; None: where the
             provider computes in memory of its own.
         cuda_graph: Whether the CUDA provider, with ``io_binding``, captures and replays one graph where the model
@@ -88,8 +88,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         for provider in _several(self.provider):
-            if provider not in PROVIDERS:
-                raise UnknownNameError("provider", provider, PROVIDERS)
+            check_provider(provider)
         for threads in _several(self.threads):
             check_threads(threads)
         for name in ("batch", "samples", "processes"):
@@ -98,6 +97,10 @@ class BenchOptions:
                     raise InputError(f"{name} {value}; allowed: 1 or more")
         if not self.settings():
             raise InputError("no provider, threads or batch to measure with; allowed: one or more of each")
+        check_memory(self.memory)
+        providers = _several(self.provider)
+        for provider in providers if set(providers) == {"cpu"} else set(providers) - {"cpu"}:
+            check_provider_options(provider, self.provider_options or {})
         self._check_times()
         for name, shape in (self.shape or {}).items():
             if any(size < 1 for size in shape):
@@ -115,13 +118,12 @@ class BenchOptions:
 
     def settings(self) -> tuple[Setting, ...]:
         """Every combination of provider, threads and batch, each once."""
-        session: dict[str, Any] = {"allow_fallback": self.allow_fallback}
-        if self.memory != "default":
-            session["memory"] = self.memory
-        if self.provider_options:
-            session["provider_options"] = dict(self.provider_options)
         grid = itertools.product(*(dict.fromkeys(_several(v)) for v in (self.provider, self.threads, self.batch)))
-        return tuple(Setting(provider, threads, batch, session) for provider, threads, batch in grid)
+        return tuple(Setting(provider, threads, batch, self._session(provider)) for provider, threads, batch in grid)
+
+    def _session(self, provider: str) -> dict[str, Any]:
+        options = {} if provider == "cpu" else dict(self.provider_options or {})
+        return {"allow_fallback": self.allow_fallback, "memory": self.memory, "provider_options": options}
 
     def binds(self, provider: str) -> bool:
         """Whether inputs and outputs stay in the memory of the provider's device."""

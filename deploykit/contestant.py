@@ -14,11 +14,12 @@ from deploykit.artifact import Artifact, load_model
 from deploykit.bench_options import BenchOptions, Setting
 from deploykit.disturbances import clock_warning
 from deploykit.energy import POWERCAP
-from deploykit.errors import DeploykitError, ModelFileError
+from deploykit.errors import DeploykitError
 from deploykit.feeds import feeds_of
 from deploykit.graph.precision import precision_of
 from deploykit.graph.weights import check_weights
 from deploykit.latencies import doubts, latency_of, pooled, timer_note
+from deploykit.lean_model import lean_copy
 from deploykit.operators import NodeTime, OperatorProfile, OperatorTime
 from deploykit.timings import Failure, Memory, Timing
 from deploykit.worker import Worker
@@ -98,19 +99,29 @@ class Contestant:
 
     def start(self, stack: ExitStack, options: BenchOptions) -> None:
         """Loads and warms the model in fresh processes, one after the other, so that none disturbs another's load."""
+        request = self._request(options) | {"model": self._model(stack)}
         for _ in range(options.processes):
             worker = stack.enter_context(self._worker(options))
-            started = worker.ask("start", **self._request(options))
+            started = worker.ask("start", **request)
             warm = worker.ask("warm", min_runs=_WARM_RUNS, min_s=_WARM_S, max_s=_WARM_LIMIT_S)
             self.processes.append(ModelProcess(worker, started, warm))
 
     def _worker(self, options: BenchOptions) -> Worker:
         return Worker(self.artifact.name, provider=self.setting.provider, timeout_s=options.timeout_s)
 
+    def _model(self, stack: ExitStack) -> str:
+        """The file that the processes load; for lean memory a copy that goes with ``stack``, made once for all."""
+        if self.setting.session.get("memory") != "lean":
+            return str(self.artifact.path.resolve())
+        # Windows does not remove files that are mapped.
+        place = tempfile.TemporaryDirectory(prefix="deploykit-lean-", ignore_cleanup_errors=True)
+        optimize = bool(self.setting.session.get("optimize", True))
+        folder = stack.enter_context(place)
+        return str(lean_copy(self.artifact.path, folder, provider=self.setting.provider, optimize=optimize))
+
     def _request(self, options: BenchOptions) -> dict[str, Any]:
         binds = options.binds(self.setting.provider)
         return {
-            "model": str(self.artifact.path.resolve()),
             "feeds": self.feeds,
             "seed": options.seed,
             "provider": self.setting.provider,
@@ -124,7 +135,10 @@ class Contestant:
     def profile(self, options: BenchOptions) -> OperatorProfile:
         """Time by operator, in one more fresh process. Raises: as ``start``."""
         request = self._request(options) | {"cuda_graph": False, "powercap": None}  # a replayed graph has no operators
-        with tempfile.TemporaryDirectory(prefix="deploykit-") as folder, self._worker(options) as worker:
+        with ExitStack() as stack:
+            request["model"] = self._model(stack)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-"))
+            worker = stack.enter_context(self._worker(options))
             worker.ask("start", **request, profile_prefix=str(Path(folder) / "profile"))
             answer = worker.ask("profile", top=_TOP_NODES)
         return OperatorProfile(
@@ -173,8 +187,8 @@ class Contestant:
             file_bytes=self.artifact.file_bytes,
             turns_ms=tuple(tuple(round(value, 6) for value in turns) for turns in self.turn_medians()),
             processes=len(self.processes),
-            memory_mode=options.memory,
-            provider_options=dict(options.provider_options or {}),
+            memory_mode=self.setting.session.get("memory", "default"),
+            provider_options=dict(self.setting.session.get("provider_options") or {}),
             io_binding=options.binds(self.setting.provider),
             cuda_graph=started["cuda_graph"],
             energy_mj_per_inference=self._energy_mj(),
@@ -230,8 +244,6 @@ def contestants_of(path: Path, options: BenchOptions) -> list[Contestant]:
     """The model in every setting. Raises: ModelFileError, InputError for shapes that are unknown or do not fit."""
     model = load_model(path)
     artifact = Artifact.of_model(model, path)
-    if not artifact.outputs:
-        raise ModelFileError(f"{path} has no outputs; expected one or more, without them nothing is computed")
     check_weights(model, path)  # NaN and denormals take other times than numbers do
     precision = precision_of(model)
     found = []

@@ -98,7 +98,7 @@ def bootstrap_percentiles(
     places, counts = _binned(turns)
     generator = np.random.default_rng(seed)
     drawn = _resampled_counts(counts, resamples, generator)
-    ranks = np.cumsum(drawn, axis=1)  # resamples × places
+    ranks = np.cumsum(drawn, axis=1, dtype=np.float64)  # resamples × places
     found = []
     for q in percentiles:
         reached = ranks >= ranks[:, -1:] * (q / 100.0)
@@ -131,22 +131,23 @@ def _binned(turns: Sequence[Sequence[NDArray[np.float64]]]) -> tuple[NDArray[np.
 
 def _resampled_counts(
     counts: Sequence[NDArray[np.float32]], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """How often each place comes up in each resample: resamples × places."""
-    drawn = np.zeros((resamples, counts[0].shape[1]))
     shares = np.full(len(counts), 1.0 / len(counts))
     times = generator.multinomial(len(counts), shares, size=resamples)  # each process, in each resample
-    few = sum(len(process) for process in counts) < _FEW_TURNS
-    for index, process in enumerate(counts):
-        if few:
-            of_place = process.sum(axis=0, dtype=np.float64)
-            total = round(of_place.sum())
-            drawn += generator.multinomial(times[:, index] * total, of_place / total)
-        else:
-            turns = len(process)
-            weights = generator.multinomial(times[:, index] * turns, np.full(turns, 1.0 / turns))
-            drawn += weights.astype(np.float32) @ process
-    return drawn
+    if sum(len(process) for process in counts) < _FEW_TURNS:
+        of_places = [process.sum(axis=0, dtype=np.float64) for process in counts]
+        drawn = [
+            generator.multinomial(times[:, index] * round(of_place.sum()), of_place / of_place.sum())
+            for index, of_place in enumerate(of_places)
+        ]
+        return np.asarray(np.sum(drawn, axis=0), np.float32)
+    weights = [
+        generator.multinomial(times[:, index] * len(process), np.full(len(process), 1.0 / len(process)))
+        for index, process in enumerate(counts)
+    ]
+    product: NDArray[np.float32] = np.concatenate(weights, axis=1).astype(np.float32) @ np.concatenate(counts)
+    return product
 
 
 def _check_confidence(confidence: float) -> None:

@@ -1,4 +1,4 @@
-"""The rooms ``bench``, ``worker`` and ``feeds``: real models in real processes: measured, killed, hung, interrupted."""
+"""The rooms of ``bench``, and ``feeds``: real models in real processes: measured, killed, hung, interrupted."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,10 +18,12 @@ from tiny_onnx import conv_chain, endless_loop, matmul, relu, save_graph
 from deploykit import environment
 from deploykit.artifact import Artifact
 from deploykit.bench import BenchOptions, bench_onnx
+from deploykit.bench_options import preset
 from deploykit.contestant import Contestant, ModelProcess
 from deploykit.errors import InputError, ModelFileError, ProviderError, UnknownNameError
 from deploykit.feeds import Feed, feeds_of, parse_shapes
 from deploykit.files import dump_json, sha256_file, write_json
+from deploykit.latencies import timer_note
 from deploykit.random_inputs import make_feeds
 from deploykit.results import Bench, read_record
 from deploykit.runtime import create_session
@@ -59,6 +62,8 @@ def test_record_of_two_models(tmp_path):
         latency = timing.latency_ms
         assert latency.min <= latency.ci_low <= latency.median == latency.p50 <= latency.ci_high
         assert latency.p50 <= latency.p90 <= latency.p99
+        assert latency.p90_ci_low <= latency.p90 <= latency.p90_ci_high
+        assert latency.p99_ci_low <= latency.p99 <= latency.p99_ci_high
         assert latency.samples >= 30 and latency.mean * latency.samples >= 200.0  # both limits hold
         assert timing.throughput_per_s == pytest.approx(1000.0 / latency.mean)
         assert timing.load_ms > 0 and timing.first_run_ms >= latency.min
@@ -105,8 +110,36 @@ def test_memory_of_the_fresh_process(tmp_path):
     memory = bench_onnx(matmul(tmp_path / "m.onnx", 2500, 4000), QUICK, samples=5, min_time_s=0).results[0].memory
     tiny = bench_onnx(relu(tmp_path / "tiny.onnx"), QUICK, samples=5, min_time_s=0).results[0].memory
     assert memory.after_load_bytes - tiny.after_load_bytes >= 0.95 * weight_bytes
-    assert memory.after_load_bytes <= memory.peak_bytes < memory.process_peak_bytes
+    assert memory.after_load_bytes <= memory.load_peak_bytes <= memory.peak_bytes < memory.process_peak_bytes
+    assert memory.load_peak_bytes >= 1.9 * weight_bytes  # in the file's message, and packed for the kernel
+    assert memory.after_load_bytes <= memory.steady_bytes <= memory.peak_bytes
     assert tiny.peak_bytes < 40 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_agrees_with_a_script_that_only_runs_the_model(tmp_path):
+    """The largest of three runs of each, as now and then a block of the file's size stays with the allocator.
+
+    The script is started by a small process: what a child holds before its exec counts in its peak (wait4(2)).
+    """
+    path = matmul(tmp_path / "m.onnx", 2500, 8000)
+    script = f"""
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession({str(path)!r}, options, providers=["CPUExecutionProvider"])
+for _ in range(20):
+    session.run(None, {{"x": numpy.ones((1, 2500), numpy.float32)}})
+"""
+    starter = f"""
+import resource, subprocess, sys
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", {script!r}], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    counted = 1024 * int(subprocess.run([sys.executable, "-c", starter], capture_output=True, check=True).stdout)
+    (timing,) = bench_onnx(path, QUICK, processes=3, samples=5, min_time_s=0).results
+    assert timing.memory.process_peak_bytes == pytest.approx(counted, rel=0.03)
 
 
 @POSIX
@@ -134,6 +167,72 @@ def test_worker_imports_neither_torch_nor_onnx(tmp_path):
         modules = set(worker.ask("modules")["modules"])
     assert {"numpy", "onnxruntime"} <= modules
     assert not modules & {"torch", "onnx", "onnx_ir", "google", "PIL", "typer", "rich"}
+    # 8 MB of the standard library that an app does not hold.
+    assert not modules & {"hashlib", "numpy.random", "email", "zipfile", "subprocess", "psutil"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_idle_worker_uses_no_processor_time_while_another_measures(tmp_path):
+    def used_ns(worker):
+        pid = worker._process.pid
+        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+    feed = {"name": "x", "dtype": "float32", "shape": [1, 16, 24, 24]}
+    model = str(conv_chain(tmp_path / "m.onnx", 8))
+    with Worker("busy") as busy, Worker("idle") as idle:
+        for worker in (busy, idle):
+            worker.ask("start", model=model, feeds=[feed], seed=0, threads=2)
+        for _ in range(5):
+            idle.ask("measure", runs=20, lead=0)  # its threads spin for a while after this
+            before, busy_before = used_ns(idle), used_ns(busy)
+            busy.ask("measure", runs=200, lead=0)
+            assert used_ns(busy) - busy_before > 20e6
+            assert used_ns(idle) - before < 1e6
+
+
+def test_time_by_operator_is_measured_apart(tmp_path):
+    stages = []
+    record = bench_onnx(
+        [conv_chain(tmp_path / "m.onnx", 6), relu(tmp_path / "tiny.onnx")],
+        QUICK,
+        per_operator=True,
+        progress=lambda stage, done, total, note="": stages.append(stage),
+    )
+    timing, tiny = record.results
+    assert {"bench: load", "bench", "bench: operators"} == set(stages)
+    assert (timing.operators[0].op_type, timing.operators[0].provider, timing.operators[0].count) == ("Conv", "cpu", 6)
+    assert [row.op_type for row in tiny.operators] == ["Relu"]
+    total_ms = sum(row.ms for row in timing.operators)
+    assert 0.3 * timing.latency_ms.min < total_ms <= 1.05 * timing.profiled_ms
+    assert Bench.from_document(json.loads(dump_json(record.to_document()))) == record
+    assert bench_onnx(relu(tmp_path / "tiny.onnx"), QUICK).results[0].operators == ()
+
+
+@pytest.mark.skipif(Path("/sys/class/powercap/intel-rapl:0").exists(), reason="needs a machine that counts no energy")
+def test_energy_that_cannot_be_read_is_no_figure(tmp_path):
+    (timing,) = bench_onnx(relu(tmp_path / "m.onnx"), QUICK, energy=True).results
+    assert timing.energy_mj_per_inference is None and timing.energy_sources == ()
+    assert any(warning.startswith("no energy: no processor counts") for warning in timing.warnings)
+
+
+def test_energy_is_that_of_the_timed_calls(tmp_path):
+    warm = {"median_ms": 1.0, "levelled": True, "cpu_s": 0.0}
+    started = {"threads": 1, "energy_sources": ["package-0"]}
+    processes = [
+        ModelProcess(worker=None, started=started, warm=warm, blocks=[[1.0] * 5] * 2, energy_uj=energy)
+        for energy in (30_000, 50_000)
+    ]
+    contestant = Contestant(Artifact.read(relu(tmp_path / "m.onnx")), "fp32", [], processes=processes)
+    assert contestant._energy_mj() == 80 / 20
+
+
+@pytest.mark.parametrize(
+    ("median_ms", "step_ns", "note"),
+    [(1.0, 50, None), (0.015, 50, "Python's call into ONNX Runtime"), (1.0, 15_600, "the timer steps by 15600 ns")],
+)
+def test_calls_that_are_too_short_are_said(median_ms, step_ns, note):
+    said = timer_note(median_ms, step_ns)
+    assert said is None if note is None else note in said
 
 
 def test_precision_comes_from_the_file_or_from_its_operators(tmp_path):
@@ -210,11 +309,34 @@ def test_what_makes_a_latency_doubtful(tmp_path, blocks, doubt):
         {"max_time_s": 0.5},
         {"shape": {"x": (0, 3)}},
         {"provider": "gpu"},
+        {"memory": "lots"},
+        {"headline": "p50"},
     ],
 )
 def test_options_check_themselves(wrong):
     with pytest.raises(InputError, match=str(next(iter(wrong)))):
         BenchOptions(**wrong)
+
+
+def test_presets_and_limits_that_leave_room():
+    assert preset("quick").max_time_s < preset("ci").max_time_s and preset("ci").processes == 3
+    assert (preset("mlperf").samples, preset("mlperf").headline) == (1024, "p90")
+    with pytest.raises(UnknownNameError, match="did you mean 'mlperf'"):
+        preset("mlpref")
+    assert preset("quick").changed(min_time_s=90.0).max_time_s == 180.0
+    assert preset("quick").changed(samples=9).max_time_s == 60.0
+    assert preset("quick").changed(samples=9, max_time_s=5.0).max_time_s == 5.0
+
+
+def test_provider_options_are_of_the_providers_that_take_some():
+    settings = BenchOptions(provider=("cpu", "openvino"), provider_options={"A": "1"}, memory="lean").settings()
+    assert [dict(setting.session["provider_options"]) for setting in settings] == [{}, {"A": "1"}]
+    assert {setting.session["memory"] for setting in settings} == {"lean"}
+
+
+def test_only_devices_with_their_own_memory_are_bound_unless_asked():
+    assert [BenchOptions().binds(name) for name in ("cpu", "cuda", "openvino")] == [False, True, False]
+    assert [BenchOptions(io_binding=value).binds("cuda") for value in (True, False)] == [True, False]
 
 
 def test_changed_leaves_what_is_none():
@@ -238,6 +360,32 @@ def test_cuda_is_refused_without_a_gpu_and_never_replaced_quietly(tmp_path):
     (timing,) = bench_onnx(path, QUICK, provider="cuda", allow_fallback=True).results
     assert timing.provider == "cpu"
     assert any("figures of 'cpu'" in warning for warning in timing.warnings)
+
+
+@POSIX
+def test_a_process_that_dies_after_its_last_turn_has_no_figures(tmp_path):
+    paths = [conv_chain(tmp_path / f"{name}.onnx", 4) for name in ("one", "two")]
+
+    def kill_one(stage, done, total, note=""):
+        if stage == "bench" and done == 100:
+            children()[0].send_signal(signal.SIGKILL)
+
+    record = bench_onnx(paths, QUICK, keep_going=True, progress=kill_one)
+    assert [timing.model for timing in record.results] == ["two"]
+    assert [(failure.model, "SIGKILL" in failure.error) for failure in record.failures] == [("one", True)]
+
+
+def test_reasons_that_differ_are_all_said_when_nothing_is_left(tmp_path):
+    hangs = endless_loop(tmp_path / "hangs.onnx")
+    with pytest.raises(InputError) as info:
+        bench_onnx([hangs, hangs], QUICK, keep_going=True, timeout_s=1)
+    assert str(info.value).count("hangs: ") == 1  # both for one reason
+    nodes = [helper.make_node("Div", ["one", "x"], ["y"])]
+    ends = [[(name, TensorProto.INT64, [1])] for name in ("x", "y")]
+    one = numpy_helper.from_array(np.ones(1, np.int64), "one")
+    divides = save_graph(tmp_path / "divides.onnx", nodes, *ends, [one])
+    with pytest.raises(InputError, match=r"no answer to 'start' within 1 s.*; .*division by zero"):
+        bench_onnx([hangs, divides], QUICK, keep_going=True, timeout_s=1)
 
 
 @POSIX

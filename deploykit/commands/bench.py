@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploykit.commands.options import Json, Overwrite, RecordOutput
+from deploykit.commands.options import (
+    AllowFallback,
+    Json,
+    Memory,
+    Overwrite,
+    ProviderOptions,
+    RecordOutput,
+    parse_provider_options,
+)
 from deploykit.errors import InputError
 from deploykit.figures import MISSING, byte_text, millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
@@ -46,6 +54,9 @@ def bench(
     processes: Annotated[int | None, typer.Option(help="Fresh processes a model.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that loading or one turn may take.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="Shape of an input, such as input=1x3x224x224.")] = None,
+    provider_option: ProviderOptions = None,
+    allow_fallback: AllowFallback = False,
+    memory: Memory = "default",
     io_binding: Annotated[
         bool | None,
         typer.Option("--io-binding/--no-io-binding", help="Keep inputs and outputs on the device; by default on GPUs."),
@@ -80,6 +91,9 @@ def bench(
         processes=processes,
         timeout_s=timeout,
         shape=parse_shapes(shape or ()),
+        provider_options=parse_provider_options(provider_option),
+        allow_fallback=allow_fallback,
+        memory=memory,
         io_binding=io_binding,
         cuda_graph=cuda_graph,
         per_operator=per_op,
