@@ -284,8 +284,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     """
     document = read_json(path)
     schema = str(document.get("schema", ""))
-    readable = [f"deploykit.{cls.kind}/{cls.schema_version}" for cls in _KINDS.values()]
-    if schema not in readable:
-        raise InputError(f"{Path(path)} has schema {schema!r}; this deploykit reads {', '.join(readable)}")
     kind = schema.removeprefix("deploykit.").split("/")[0]
-    return _KINDS[kind].from_document(document, source=str(path))
+    if not schema.startswith("deploykit.") or kind not in _KINDS:
+        readable = [f"deploykit.{cls.kind}/{cls.schema_version}" for cls in _KINDS.values()]
+        raise InputError(f"{Path(path)} has schema {schema!r}; this deploykit reads {', '.join(readable)}")
+    return _KINDS[kind].from_document(document, source=str(path))  # which names the version of this kind

@@ -363,7 +363,7 @@ def with_a_number_that_json_lacks(path):
 FAULTS = [
     (with_a_number_that_json_lacks, "it holds NaN, which JSON lacks"),
     (damaged, "is not JSON"),
-    (of_another_version, "has schema 'deploykit.accuracy/7'; this deploykit reads"),
+    (of_another_version, "has schema 'deploykit.accuracy/7'; this deploykit reads 'deploykit.accuracy/1'"),
     (of_another_type, "'top1' is a str; expected a float"),
     (without_a_key, "lacks the keys dataset_digest"),
 ]
