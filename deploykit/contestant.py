@@ -248,6 +248,16 @@ def contestants_of(path: Path, options: BenchOptions) -> list[Contestant]:
     precision = precision_of(model)
     found = []
     for setting in options.settings():
-        feeds = [asdict(feed) for feed in feeds_of(artifact, batch=setting.batch, shapes=options.shape)]
+        shapes = _shapes(artifact, options, setting.batch)
+        feeds = [asdict(feed) for feed in feeds_of(artifact, batch=setting.batch, shapes=shapes)]
         found.append(Contestant(artifact, precision, feeds, setting))
     return found
+
+
+def _shapes(artifact: Artifact, options: BenchOptions, batch: int) -> Mapping[str, tuple[int, ...]]:
+    """The shapes that were given; where several batches are measured, each takes the place of a free first axis."""
+    given = options.shape or {}
+    if len({setting.batch for setting in options.settings()}) == 1:
+        return given
+    free = {spec.name for spec in artifact.inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    return {name: (batch, *shape[1:]) if name in free else shape for name, shape in given.items()}

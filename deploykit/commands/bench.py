@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.commands.ci import BencherFile, GithubBenchmark, JunitFile, SummaryFile, ci_files, write_ci
 from deploykit.commands.options import (
     AllowFallback,
     Json,
@@ -67,6 +68,10 @@ def bench(
     per_op: Annotated[bool, typer.Option("--per-op", help="Time by operator, in one more process.")] = False,
     energy: Annotated[bool, typer.Option("--energy", help="Read the machine's energy counters.")] = False,
     seed: Annotated[int, typer.Option(help="Fixes inputs and order.")] = 0,
+    github_benchmark: GithubBenchmark = None,
+    bencher: BencherFile = None,
+    junit: JunitFile = None,
+    summary: SummaryFile = None,
     output: RecordOutput = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -103,10 +108,12 @@ def bench(
     )
     if output:
         check_writable(output, overwrite=overwrite)
+    files = ci_files(github_benchmark, bencher, junit, summary, overwrite=overwrite)
     with progress_bar() as progress:
         record = bench_onnx(models, options, progress=progress)
     if output:
         write_json(output, record.to_document(), overwrite=overwrite)
+    write_ci(record, files, overwrite=overwrite, as_json=as_json)
     for timing in record.results:
         for warning in timing.warnings:
             note(f"warning: {_named(timing, record)}: {warning}")
