@@ -55,7 +55,7 @@ class OperatorProfile:
     Attributes:
         operators: By operator and provider.
         nodes: The nodes that take the most.
-        call_ms: The whole inference under the profiler: the operators, what is between them, and the profiler.
+        call_ms: The whole inference under the profiler: the operators, and what lies between them.
         runs: Inferences that were averaged.
     """
 
@@ -74,7 +74,7 @@ def read_profile(
     """Reads the file that ONNX Runtime writes with ``enable_profiling``.
 
     A node's time is the mean of the middle half of the runs, so that a run which the system interrupted counts for
-    nothing while the file's whole microseconds still average out.
+    nothing while the file's whole microseconds still average out; so is what lies between the nodes.
 
     Args:
         path: The JSON file of trace events.
@@ -90,13 +90,15 @@ def read_profile(
     if not calls:
         raise InputError(f"{path} profiles no more than {skip} runs; expected one or more beyond them")
     nodes = [event for event in events if event.get("cat") == "Node" and str(event.get("name")).endswith(_SUFFIX)]
-    times = _times_by_node(nodes, calls, names or {})
+    of_runs = _times_by_node(nodes, calls, names or {})
+    times = {node: max(0.0, _middle_mean(values)) for node, values in of_runs.items()}
+    between = [duration / 1000.0 - sum(run) for (_, duration), run in zip(calls, _by_run(of_runs, calls), strict=True)]
     total = sum(times.values()) or 1.0
     most = sorted(times.items(), key=lambda item: -item[1])
     return OperatorProfile(
         operators=_by_operator(times, total),
         nodes=tuple(NodeTime(*node, ms=round(ms, 6), share=round(ms / total, 6)) for node, ms in most[:top]),
-        call_ms=_middle_mean([duration for _, duration in calls]) / 1000.0,
+        call_ms=round(sum(times.values()) + max(0.0, _middle_mean(between)), 6),
         runs=len(calls),
     )
 
@@ -115,8 +117,8 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 def _times_by_node(
     events: Iterable[Mapping[str, Any]], calls: Sequence[tuple[int, int]], names: Mapping[str, str]
-) -> dict[_Node, float]:
-    """Milliseconds of every node in one inference, nested nodes taken out of those around them."""
+) -> dict[_Node, list[float]]:
+    """Milliseconds of every node in each run, nested nodes taken out of those around them."""
     starts = [start for start, _ in calls]
     of_run: dict[_Node, list[float]] = defaultdict(lambda: [0.0] * len(calls))
     around: list[tuple[int, _Node, int]] = []  # nodes that are still open: end, node, run
@@ -130,10 +132,15 @@ def _times_by_node(
         while around and start >= around[-1][0]:
             around.pop()
         if around:
-            of_run[around[-1][1]][around[-1][2]] -= duration
-        of_run[node][run] += duration
+            of_run[around[-1][1]][around[-1][2]] -= duration / 1000.0
+        of_run[node][run] += duration / 1000.0
         around.append((start + duration, node, run))
-    return {node: max(0.0, _middle_mean(values)) / 1000.0 for node, values in of_run.items()}
+    return dict(of_run)
+
+
+def _by_run(of_runs: Mapping[_Node, Sequence[float]], calls: Sequence[object]) -> list[tuple[float, ...]]:
+    """The same turned around: for each run the milliseconds of its nodes."""
+    return list(zip(*of_runs.values(), strict=True)) if of_runs else [()] * len(calls)
 
 
 def _middle_mean(values: Sequence[float]) -> float:

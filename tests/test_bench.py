@@ -203,7 +203,7 @@ def test_time_by_operator_is_measured_apart(tmp_path):
     assert (timing.operators[0].op_type, timing.operators[0].provider, timing.operators[0].count) == ("Conv", "cpu", 6)
     assert [row.op_type for row in tiny.operators] == ["Relu"]
     total_ms = sum(row.ms for row in timing.operators)
-    assert 0.3 * timing.latency_ms.min < total_ms <= 1.05 * timing.profiled_ms
+    assert 0.3 * timing.latency_ms.min < total_ms <= 1.001 * timing.profiled_ms
     assert Bench.from_document(json.loads(dump_json(record.to_document()))) == record
     assert bench_onnx(relu(tmp_path / "tiny.onnx"), QUICK).results[0].operators == ()
 

@@ -72,7 +72,7 @@ def test_a_profile_of_onnx_runtime(tmp_path):
     assert (convolution.op_type, convolution.count) == ("Conv", 6)
     assert convolution.share > 0.5
     assert sum(row.share for row in profile.operators) == pytest.approx(1.0, abs=1e-3)
-    assert sum(row.ms for row in profile.operators) <= profile.call_ms * 1.05
+    assert sum(row.ms for row in profile.operators) <= profile.call_ms * 1.001
     assert sum(row.ms for row in profile.nodes) == pytest.approx(sum(row.ms for row in profile.operators), rel=1e-3)
 
 
@@ -101,4 +101,4 @@ def test_the_nodes_of_a_loop_are_not_counted_twice(tmp_path):
     )
     profile = profiled(path, {"x": np.ones((64, 64), np.float32)}, tmp_path)
     assert {row.op_type for row in profile.operators} >= {"Loop", "MatMul"}
-    assert sum(row.ms for row in profile.operators) <= profile.call_ms * 1.05
+    assert sum(row.ms for row in profile.operators) <= profile.call_ms * 1.001
