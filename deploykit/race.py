@@ -19,7 +19,7 @@ from deploykit.ratio import Interval, hierarchical_interval
 from deploykit.timings import Timing
 from deploykit.turns import take_turns
 
-__all__ = ["Entry", "Measured", "batch_of", "heats_of", "race", "ratio_of"]
+__all__ = ["Entry", "Measured", "batch_of", "heats_of", "joined", "race", "ratio_of"]
 
 _FEW_TURNS = 5  # too few to resample: then the extremes are the interval
 _SHARE = 0.6  # of the memory that may be used
@@ -79,8 +79,27 @@ class Measured:
         return asdict(self)
 
 
-def ratio_of(one: Measured, other: Measured) -> Interval:
-    """The latency of one entry over that of another of the same run, by the turns that belong together.
+def joined(runs: Sequence[Measured]) -> Measured:
+    """The figures of several runs of the same entry; the first problem, where there is one."""
+    problem = next((run for run in runs if run.problem), None)
+    if problem is not None or len(runs) == 1:
+        return problem or runs[0]
+    turns = tuple(process for run in runs for process in run.turns_ms)
+    middle = stats.median([turn for process in turns for turn in process])
+    bounds = hierarchical_interval(turns)
+    peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
+    return Measured(
+        latency_ms=middle,
+        ci_low_ms=min(bounds.low, middle),
+        ci_high_ms=max(bounds.high, middle),
+        peak_bytes=max(peaks, default=None),
+        stable=all(run.stable for run in runs),
+        turns_ms=turns,
+    )
+
+
+def ratio_of(one: Measured, other: Measured, *, confidence: float = 0.95) -> Interval:
+    """The latency of one entry over that of another of the same runs, by the turns that belong together.
 
     A slow spell of the machine hits both turns of a pair and leaves their ratio (duet benchmarking: Bulej et al. 2020).
     With several processes each, what differs between these widens the interval.
@@ -90,32 +109,30 @@ def ratio_of(one: Measured, other: Measured) -> Interval:
         for of_one, of_other in zip(one.turns_ms, other.turns_ms, strict=True)
     ]
     if len(ratios) > 1:
-        return hierarchical_interval(ratios)
+        return hierarchical_interval(ratios, confidence=confidence)
     middle = stats.median(ratios[0])
     if len(ratios[0]) < _FEW_TURNS:
         return Interval(middle, min(ratios[0]), max(ratios[0]))
-    low, high = stats.bootstrap_median_interval(ratios[0])
+    low, high = stats.bootstrap_median_interval(ratios[0], confidence=confidence)
     return Interval(middle, min(low, middle), max(high, middle))
 
 
-def heats_of(sizes: Sequence[int], always: int, *, processes: int = 1) -> list[list[int]]:
+def heats_of(sizes: Sequence[int], always: int) -> list[list[int]]:
     """Places of the entries whose processes fit into memory at once; all that fit are one heat.
 
     Args:
         sizes: Bytes of each entry's file.
         always: Bytes of the file of what takes part in every heat besides.
-        processes: Of each entry.
     """
-    room = _room_bytes() - int(_LOADING * max([always, *sizes])) - processes * _held(always)
+    room = _room_bytes() - int(_LOADING * max([always, *sizes])) - _held(always)
     heats: list[list[int]] = [[]]
     left = room
     for place, size in enumerate(sizes):
-        needed = processes * _held(size)
-        if heats[-1] and needed > left:
+        if heats[-1] and _held(size) > left:
             heats.append([])
             left = room
         heats[-1].append(place)
-        left -= needed
+        left -= _held(size)
     return heats
 
 

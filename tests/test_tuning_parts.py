@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from deploykit.errors import InputError, OutputError
 from deploykit.halving import Figures, better_half
 from deploykit.pareto import beats, on_front, step_of
 from deploykit.predictions import Judge
-from deploykit.race import Measured, heats_of, ratio_of
+from deploykit.race import Measured, heats_of, joined, ratio_of
 from deploykit.ratio import Interval
 from deploykit.result_cache import ResultCache
 from deploykit.runtime import create_session
@@ -29,7 +30,7 @@ from deploykit.runtime_plugins import plugin_of
 from deploykit.session_settings import CONFIG_KEYS, SessionSettings
 from deploykit.tune_options import TuneOptions
 from deploykit.tunings import Candidate
-from deploykit.winner import choose, explain
+from deploykit.winner import choose, explain, settled
 
 VNNI = Here("x86_64", ("avx2", "avx512_vnni"), 4)
 HASWELL = Here("amd64", ("avx2",), 4)
@@ -185,7 +186,7 @@ def _figures(*latencies: float, spread: float = 0.001, peaks: tuple[int, ...] = 
         _measured(*(list(latency * (1 + spread * generator.standard_normal(8))) for _ in range(3)), peak=peak)
         for latency, peak in zip(latencies, peaks or (10**7,) * len(latencies), strict=True)
     ]
-    return {place: Figures(item, ratio_of(item, found[0]), 1) for place, item in enumerate(found)}
+    return {place: Figures(item, ratio_of(item, found[0])) for place, item in enumerate(found)}
 
 
 def _candidates(*recipes: str, drops: tuple[float, ...] = (), sizes: tuple[int, ...] = ()) -> list[Candidate]:
@@ -199,37 +200,63 @@ def _candidates(*recipes: str, drops: tuple[float, ...] = (), sizes: tuple[int, 
 
 def test_the_fastest_is_named_only_when_it_is_clear() -> None:
     candidates = _candidates("float", "int8")
-    assert choose("latency", candidates, _figures(1.0, 0.5), [0, 1]).place == 1
-    assert choose("latency", candidates, _figures(1.0, 1.2), [0, 1]).place == 0
-    unclear = choose("latency", candidates, _figures(1.0, 0.97, spread=0.1), [0, 1])
+    assert choose("latency", candidates, _figures(1.0, 0.5)).place == 1
+    assert choose("latency", candidates, _figures(1.0, 1.2)).place == 0
+    unclear = choose("latency", candidates, _figures(1.0, 0.97, spread=0.1))
     assert unclear.place == 0 and unclear.nearest == 1
     assert explain(unclear, candidates, 1000, 0.005, "latency").startswith(
         "the float model on cpu with 1 thread: no other file is clearly faster: int8 on cpu with 1 thread is "
     )
 
 
+def test_more_runs_are_made_only_where_they_may_change_the_answer() -> None:
+    candidates = _candidates("float", "int8")
+
+    def clear(objective: str, latency: float, spread: float) -> bool:
+        return settled(objective, candidates, _figures(1.0, latency, spread=spread), confidence=0.95)
+
+    assert clear("latency", 0.5, 0.001) and clear("latency", 1.2, 0.1)
+    assert not clear("latency", 0.9, 0.2)
+    assert clear("size", 0.9, 0.2)
+    unclear, sure = (
+        choose("latency", candidates, _figures(1.0, 0.9, spread=0.05), confidence=confidence).place
+        for confidence in (0.999, 0.5)
+    )
+    assert (unclear, sure) == (0, 1)
+
+
+def test_runs_are_joined_process_by_process() -> None:
+    one, other = _measured([1.0, 1.0], peak=5), _measured([2.0, 2.0], [3.0], peak=7)
+    both = joined([one, other])
+    assert both.turns_ms == ((1.0, 1.0), (2.0, 2.0), (3.0,))
+    assert both.peak_bytes == 7 and both.stable and both.ci_low_ms <= both.latency_ms == 2.0 <= both.ci_high_ms
+    assert not joined([one, replace(other, stable=False)]).stable
+    assert joined([one, Measured(problem="gone")]).problem == "gone"
+    assert joined([one]) == one
+
+
 def test_a_rewritten_float_model_counts_as_float() -> None:
     candidates = _candidates("float", "rewritten", "int8")
-    assert choose("latency", candidates, _figures(1.0, 0.7, 0.8), [0, 1, 2]).place == 1
-    assert choose("latency", candidates, _figures(1.0, 0.7, 0.5), [0, 1, 2]).place == 2
-    assert choose("latency", candidates, _figures(1.0, 1.0, 1.1), [0, 1, 2]).place == 0
+    assert choose("latency", candidates, _figures(1.0, 0.7, 0.8)).place == 1
+    assert choose("latency", candidates, _figures(1.0, 0.7, 0.5)).place == 2
+    assert choose("latency", candidates, _figures(1.0, 1.0, 1.1)).place == 0
 
 
 def test_of_equally_fast_ones_the_more_accurate_is_named() -> None:
     candidates = _candidates("float", "int8", "int8-vnni", drops=(0.0, 0.004, 0.001))
-    assert choose("latency", candidates, _figures(1.0, 0.5, 0.502), [0, 1, 2]).place == 2
-    assert choose("latency", candidates, _figures(1.0, 0.5, 0.6), [0, 1, 2]).place == 1
+    assert choose("latency", candidates, _figures(1.0, 0.5, 0.502)).place == 2
+    assert choose("latency", candidates, _figures(1.0, 0.5, 0.6)).place == 1
     alike = _candidates("float", "int8", "int8-vnni")
-    assert choose("latency", alike, _figures(1.0, 0.502, 0.5), [0, 1, 2]).place == 1  # the portable one stands first
+    assert choose("latency", alike, _figures(1.0, 0.502, 0.5)).place == 1  # the portable one stands first
 
 
 def test_size_and_memory_have_their_own_order() -> None:
     candidates = _candidates("float", "int8", "int8-int4fc", sizes=(1000, 300, 200))
-    winner = choose("size", candidates, _figures(1.0, 0.5, 1.5), [0, 1, 2])
+    winner = choose("size", candidates, _figures(1.0, 0.5, 1.5))
     assert winner.place == 2
     assert "slower than the float model" in explain(winner, candidates, 1000, 0.005, "size")
     figures = _figures(1.0, 0.9, 0.5, peaks=(100_000, 50_000, 51_000))
-    assert choose("memory", candidates, figures, [0, 1, 2]).place == 2  # as little memory as the other, and faster
+    assert choose("memory", candidates, figures).place == 2  # as little memory as the other, and faster
 
 
 def test_accuracy_by_labels_and_by_agreement(trained: Trained) -> None:
@@ -242,7 +269,7 @@ def test_accuracy_by_labels_and_by_agreement(trained: Trained) -> None:
     loss = judge.loss([*right[:2], wrong[2], right[3]])
     assert (loss.top1, loss.agreement, loss.drop) == (0.75, 0.5, 0.0)
     assert judge.loss(right).drop == -0.25
-    stranger = Judge.of(right, 1000, Artifact.read(trained.onnx).__class__(**{**vars(source), "labels": ()}), pictures)
+    stranger = Judge.of(right, 1000, replace(source, labels=()), pictures)
     assert stranger.by == "agreement"
     loss = stranger.loss([*right[:3], wrong[3]])
     assert (loss.top1, loss.agreement, loss.drop) == (None, 0.75, 0.25)
