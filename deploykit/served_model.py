@@ -81,7 +81,32 @@ class ServedModel:
         self._peak_before = process_memory.peak_bytes()
         process_memory.reset_peak()
         self._resident_before = process_memory.resident_bytes()
-        session, captured = _create(model, options, cuda_graph=cuda_graph)
+        given = (model, arrays, options)
+        loaded = (self._load_capturing(*given) if cuda_graph else None) or self._load(*given, io_binding=io_binding)
+        return {"cuda_graph": False, **loaded, **self._open_meters(powercap)}
+
+    def _load_capturing(self, model: str, arrays: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Loads with one CUDA graph captured and replayed; None where ONNX Runtime refuses.
+
+        It does so where a node runs elsewhere than on the GPU. Whoever sets the option has the last word.
+        """
+        given = {"enable_cuda_graph": "1", **(options.get("provider_options") or {})}
+        capturing = {**options, "provider_options": given, "allow_fallback": False}
+        try:
+            return {
+                **self._load(model, arrays, capturing, io_binding=True),
+                "cuda_graph": given["enable_cuda_graph"] == "1",
+            }
+        except (ProviderError, ModelFileError):
+            gc.collect()
+            return None
+
+    def _load(
+        self, model: str, arrays: dict[str, Any], options: Mapping[str, Any], *, io_binding: bool
+    ) -> dict[str, Any]:
+        from deploykit.runtime import create_session
+
+        session = create_session(model, **options)
         after_load, load_peak = process_memory.resident_bytes(), process_memory.peak_bytes()
         began = time.perf_counter_ns()
         self._session, self._call = session, _first_run(session, arrays, io_binding=io_binding)
@@ -95,8 +120,6 @@ class ServedModel:
             "nodes_by_provider": session.nodes_by_provider,
             "threads": session.threads,
             "notes": list(session.notes),
-            "cuda_graph": captured,
-            **self._open_meters(powercap),
         }
 
     def _open_meters(self, powercap: str | None) -> dict[str, Any]:
@@ -215,26 +238,11 @@ def _import_all() -> int:
 
     of_an_app = process_memory.resident_bytes()
     import deploykit.disturbances
+    import deploykit.io_binding
     import deploykit.random_inputs
     import deploykit.runtime  # noqa: F401
 
     return process_memory.resident_bytes() - of_an_app
-
-
-def _create(model: str, options: Mapping[str, Any], *, cuda_graph: bool) -> tuple[Session, bool]:
-    """The session, and whether it replays a captured CUDA graph.
-
-    ONNX Runtime refuses to capture where a node runs elsewhere than on the GPU; there it is used without.
-    """
-    from deploykit.runtime import create_session
-
-    if cuda_graph:
-        given = {**(options.get("provider_options") or {}), "enable_cuda_graph": "1"}
-        try:
-            return create_session(model, **{**options, "provider_options": given, "allow_fallback": False}), True
-        except (ProviderError, ModelFileError):
-            gc.collect()
-    return create_session(model, **options), False
 
 
 def _first_run(session: Session, arrays: dict[str, Any], *, io_binding: bool) -> Callable[[], object]:
