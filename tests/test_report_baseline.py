@@ -156,9 +156,17 @@ def test_a_change_of_latency_is_claimed_beyond_doubt_only(tmp_path, now, verdict
     assert (delta.verdict, delta.why) == (verdict, why)
 
 
-@pytest.mark.parametrize(("peak", "verdict"), [(9_200_000, "same"), (9_600_000, "worse"), (8_000_000, "better")])
-def test_memory_has_a_noise_of_its_own(tmp_path, peak, verdict):
-    assert the_change(tmp_path, records(), records(peak=peak)).deltas["peak_bytes"].verdict == verdict
+@pytest.mark.parametrize(
+    ("before", "now", "verdict"),
+    [
+        (90_000_000, 93_000_000, "same"),
+        (90_000_000, 96_000_000, "worse"),
+        (90_000_000, 80_000_000, "better"),
+        (9_000_000, 9_900_000, "same"),  # 10 %, but less than a megabyte
+    ],
+)
+def test_memory_has_a_noise_of_its_own(tmp_path, before, now, verdict):
+    assert the_change(tmp_path, records(peak=before), records(peak=now)).deltas["peak_bytes"].verdict == verdict
 
 
 def test_each_setting_meets_its_own(tmp_path):
