@@ -62,10 +62,11 @@ class Shortlist:
         self.preprocess, self.deadline, self.progress = preprocess, deadline, progress
         self.candidates: list[Candidate] = []
         self.files: dict[str, Path] = {}
+        self.notes: dict[str, tuple[str, ...]] = {}
         self.warnings: list[str] = []
 
     def build(self) -> None:
-        """Fills ``candidates``, and ``files`` by recipe.
+        """Fills ``candidates``, and by recipe ``files`` and ``notes``, what the making of each file warned of.
 
         Raises:
             ProviderError: No provider that was asked for can be used.
@@ -102,8 +103,8 @@ class Shortlist:
 
     @cached_property
     def bench(self) -> BenchOptions:
-        """How the last run measures this model."""
-        return replace(self.options.bench, batch=batch_of(self.source), seed=self.options.seed)
+        """How the last runs measure this model: with the copies to a device that an app's plain call has too."""
+        return replace(self.options.bench, batch=batch_of(self.source), seed=self.options.seed, io_binding=False)
 
     @cached_property
     def _variants(self) -> Variants:
@@ -156,7 +157,7 @@ class Shortlist:
         if variant.problem:
             self._reject(places, variant.problem)
             return
-        self.files[recipe] = variant.path
+        self.files[recipe], self.notes[recipe] = variant.path, variant.notes
         for place in places:
             self.candidates[place] = replace(
                 self.candidates[place], file_bytes=variant.file_bytes, model_sha256=variant.sha256

@@ -93,7 +93,7 @@ def tune_onnx(
             shortlist = Shortlist(
                 source if single == path else Artifact.read(single),
                 data,
-                held_out.take(options.held_out, seed=options.seed) if held_out else _beside(data, options),
+                _beside(data, options) if held_out is None else held_out.take(options.held_out, seed=options.seed),
                 options,
                 cache,
                 preprocess=preprocess,
@@ -165,7 +165,7 @@ def _tuned(shortlist: Shortlist, options: TuneOptions, model: Path) -> tuple[Tun
         speedup_high=speed.high if speed else None,
         steps_done=len(shortlist.cache.made),
         steps_reused=len(shortlist.cache.reused),
-        warnings=tuple(dict.fromkeys((*shortlist.held_out.notes, *warnings))),
+        warnings=tuple(dict.fromkeys((*shortlist.held_out.notes, *warnings, *shortlist.notes[best.recipe]))),
     )
     return tuning, files
 
@@ -251,7 +251,7 @@ def _mark_front(candidates: list[Candidate], winner: Winner) -> None:
             candidates[place] = replace(candidates[place], on_front=True)
         else:
             better = next(other for other in places if other != place and beats(points[other], points[place]))
-            reason = f"{candidates[better].name} is as good in latency, bytes, memory and accuracy, and better in one"
+            reason = f"{candidates[better].name} is as good or better in latency, bytes, memory and accuracy"
             candidates[place] = replace(candidates[place], rejected_because=reason)
     candidates[winner.place] = replace(candidates[winner.place], on_front=True)
 

@@ -175,13 +175,12 @@ def _faster(speed: Interval) -> str:
 
 
 def _lost(best: Candidate, max_drop: float) -> str:
-    points = 100.0 * (best.drop or 0.0)
-    allowed = f"of the {100.0 * max_drop:g} allowed"
+    points, allowed = 100.0 * (best.drop or 0.0), f"{100.0 * max_drop:g}"
     if best.top1 is None:
-        return f"another top-1 than the float model's on {points:.2f} % of the held-out samples {allowed}"
+        return f"another top-1 than the float model's on {points:.2f} % of the held-out samples, {allowed} % allowed"
     if points < 0:
         return f"{-points:.2f} points of top-1 won"
-    return f"{points:.2f} points of top-1 lost {allowed}"
+    return f"{points:.2f} points of top-1 lost of the {allowed} allowed"
 
 
 def _why_float(winner: Winner, candidates: Sequence[Candidate], max_drop: float, objective: str) -> str:
