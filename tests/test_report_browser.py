@@ -294,6 +294,20 @@ def test_hovering_a_point_shows_its_record(browser, page):
         assert text in shown, text
 
 
+def test_a_long_table_scrolls_below_its_headings(browser, tmp_path):
+    timings = [timing(f"network-{index:02d}", "fp32", 5000, 1.0 + index, 9_000_000) for index in range(40)]
+    write_records(tmp_path, {"a.json": bench(*timings)})
+    browser.open(write_report([tmp_path], tmp_path / "r.html"), 1280, "light")
+
+    tops = """(() => { const box = document.querySelector('#table .tall'); box.scrollTop = 600;
+              const top = (name) => Math.round(document.querySelector(name).getBoundingClientRect().top);
+              return [box.scrollTop > 0, top('#figures thead th') - Math.round(box.getBoundingClientRect().top),
+                      top('#figures tbody th') < top('#figures thead th')]; })()"""
+    scrolled, gap, first_is_above = browser.run(tops)
+    assert (scrolled, first_is_above) == (True, True)
+    assert 0 <= gap <= 2
+
+
 def test_page_asks_the_network_nothing(browser, page):
     browser.events.clear()
     browser.open(page, 1280, "light")
