@@ -69,8 +69,8 @@ def check_outputs(files: CiFiles, *, overwrite: bool) -> None:
 def write_outputs(record: Measured, files: CiFiles, *, overwrite: bool = False) -> None:
     """Writes what is asked for. Raises: OutputError."""
     texts = (
-        (files.github_benchmark, json.dumps(github_benchmark(record), indent=2, ensure_ascii=False)),
-        (files.bencher, json.dumps(bencher(record), indent=2, ensure_ascii=False)),
+        (files.github_benchmark, json.dumps(github_benchmark(record), indent=2)),
+        (files.bencher, json.dumps(bencher(record), indent=2)),
         (files.junit, junit(record)),
     )
     for path, text in texts:
@@ -83,7 +83,7 @@ def write_outputs(record: Measured, files: CiFiles, *, overwrite: bool = False) 
 def _append(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as handle:
+        with path.open("a", encoding="utf-8", errors="replace") as handle:
             handle.write(text)
     except OSError as problem:
         raise OutputError(f"cannot write {path}: {problem.strerror}; give another --summary") from problem

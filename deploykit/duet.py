@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from deploykit import stats
 from deploykit.bench_options import BenchOptions
 from deploykit.contestant import Contestant, ModelProcess
+from deploykit.disturbances import Disturbances
 from deploykit.turns import take_turns
 
 __all__ = ["Duet", "Part", "play"]
@@ -86,11 +87,19 @@ def _waited(blocks: Sequence[Sequence[float]], busy: Sequence[Sequence[float]]) 
 
 @dataclass(frozen=True)
 class Duet:
-    """One process of each model, measured together; without a baseline the candidate plays alone."""
+    """One process of each model, measured together; without a baseline the candidate plays alone.
+
+    Attributes:
+        candidate: What its process gave.
+        baseline: The same of the other.
+        seconds: From the start of the first process to the end of the last.
+        disturbances: What else went on while turns were taken.
+    """
 
     candidate: Part
     baseline: Part | None
     seconds: float
+    disturbances: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -134,9 +143,12 @@ def play(
             player.start(stack, options)
         processes = [player.processes[0] for player in players]
         _level(processes)
+        noise = Disturbances()
         take_turns(players, seed=turn_seed, go_on=_until(processes[0], seconds, in_time))
+        disturbances = noise.warnings(sum(process.used_s for process in processes)) if seconds else ()
         parts = [Part.of(process) for process in processes]
-    return Duet(parts[0], parts[1] if len(parts) > 1 else None, time.monotonic() - began)
+    baseline = parts[1] if len(parts) > 1 else None
+    return Duet(parts[0], baseline, time.monotonic() - began, tuple(disturbances))
 
 
 def _level(processes: Sequence[ModelProcess]) -> None:

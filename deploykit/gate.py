@@ -164,6 +164,8 @@ def _refusal(measurement: Measurement, against: Baseline) -> str:
     """Why a stored timing cannot be compared; empty where it can, or where nothing is stored."""
     if against.stored is None or against.record is None:
         return ""
+    if not against.stored.stable:
+        return f"not comparable with {against.source}: it is marked unstable, {'; '.join(against.stored.warnings)}"
     setting = measurement.models[0].setting
     here = {
         "provider": setting.provider,
@@ -203,7 +205,7 @@ def _record(
         budget_s=measurement.options.budget_s,
         looks=tuple(measurement.looks),
         turns=tuple(_turns(duet) for duet in duets if duet.rounds),
-        warnings=tuple(dict.fromkeys((*notes, *_doubts(duets, setting.provider, against)))),
+        warnings=tuple(dict.fromkeys((*notes, *_doubts(duets, setting.provider)))),
     )
 
 
@@ -246,15 +248,16 @@ def _turns(duet: Duet) -> PairTurns:
     return PairTurns(*medians)
 
 
-def _doubts(duets: Sequence[Duet], provider: str, against: Baseline) -> Iterator[str]:
+def _doubts(duets: Sequence[Duet], provider: str) -> Iterator[str]:
     """What a reader of the figures has to know."""
     parts = [part for duet in duets for part in duet.parts]
     waits = [part.waited for part in parts if part.waited is not None and part.blocks]
     if waits and (share := sum(waits) / len(waits)) > _WAITED:
         yield f"others had the processor for {share:.0%} of the calls' time; the slowdown leaves that out"
+    disturbed = [duet for duet in duets if duet.disturbances and duet.candidate.waited is None]
+    if disturbed:
+        yield f"{len(disturbed)} of {len(duets)} pairs were disturbed, as by this: {disturbed[0].disturbances[0]}"
     for part in parts:
         if part.provider != provider:
             yield f"provider {provider!r} could not be used; these are figures of {part.provider!r}"
         yield from part.notes
-    if against.stored is not None and not against.stored.stable:
-        yield f"the timing in {against.source} is marked unstable: {'; '.join(against.stored.warnings)}"

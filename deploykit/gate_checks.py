@@ -32,8 +32,6 @@ BETWEEN_RUNS = 0.032
 """Standard deviation of the ratio of medians of two runs, one after the other, of one model on one machine: what a
 stored record cannot tell (docs/decisions.md). ``benchmarks/gate.py`` measures it anew."""
 
-_LITTLE = 0.25  # share of the noise between runs below which measuring longer cannot help
-
 Estimate = Callable[[Sequence[Duet], float], Interval]
 """What is asked, in logarithms, of duets and a confidence; raises ValueError for fewer than two duets."""
 
@@ -69,25 +67,28 @@ class Question:
         """The answer so far. Raises: ValueError for fewer than two duets."""
         if self.name == "memory" and not all(part.peak_bytes for duet in duets for part in duet.parts):
             return undecided(self, "the system does not tell how much memory a process has held")
+        if self.between_runs and (disturbances := _disturbances(duets)):
+            return undecided(self, f"a record compares with a quiet machine only; {disturbances[0]}")
         logs = self.estimate(duets, confidence)
         measured, low, high = (self._figure(value) for value in (logs.middle, logs.low, logs.high))
         verdict = PASS if high <= self.limit else REGRESSION if low > self.limit else INCONCLUSIVE
         return Check(self.name, self.unit, self.limit, measured, low, high, verdict, *self._sides(duets), self.remark)
 
     def hopeless(self, check: Check, confidence: float) -> bool:
-        """Whether measuring longer cannot decide any more: the noise between runs is nearly all that is left."""
-        if not self.between_runs or check.ci_high is None or check.ci_low is None:
+        """Whether measuring longer cannot decide: wherever the estimate settles, the noise between runs covers it."""
+        if not self.between_runs or check.measured is None or check.ci_high is None:
             return False
-        reach = (math.log1p(check.ci_high) - math.log1p(check.ci_low)) / 2.0
-        return reach < math.hypot(1.0, _LITTLE) * _between(confidence)
+        middle, high = math.log1p(check.measured), math.log1p(check.ci_high)
+        between = normal_quantile((1.0 + confidence) / 2.0) * BETWEEN_RUNS
+        own = math.sqrt(max(0.0, (high - middle) ** 2 - between**2))  # what more pairs of processes would take away
+        return abs(math.log1p(self.limit) - middle) + own < between
 
     def _figure(self, logarithm: float) -> float:
         return math.expm1(logarithm) if self.unit == "fraction" else math.exp(logarithm)
 
     def _sides(self, duets: Sequence[Duet]) -> tuple[float | None, float | None]:
-        """Both models' own figures; beside a record the candidate's calls as they were, which is what that has."""
-        plain = self.name == "latency" or self.stored is not None
-        figure = _peak if self.name == "memory" else _latency_of if plain else _middle
+        """Both models' own figures."""
+        figure = {"memory": _peak, "latency": _latency_of}.get(self.name, _middle)
         baselines = [duet.baseline for duet in duets if duet.baseline is not None]
         there = figure(baselines) if baselines else self.stored
         return figure([duet.candidate for duet in duets]), there
@@ -97,6 +98,11 @@ def _middle(parts: Sequence[Part]) -> float:
     return float(np.exp(np.mean([np.median(part.round_logs()) for part in parts])))
 
 
+def _disturbances(duets: Sequence[Duet]) -> list[str]:
+    """What went on besides, where it is in the timings: where turns do not stand for the time with a processor."""
+    return [text for duet in duets for text in duet.disturbances if duet.candidate.waited is None]
+
+
 def _latency_of(parts: Sequence[Part]) -> float:
     medians = [np.median([np.median(block) for block in part.blocks]) for part in parts]
     return float(np.exp(np.mean(np.log(medians))))
@@ -104,10 +110,6 @@ def _latency_of(parts: Sequence[Part]) -> float:
 
 def _peak(parts: Sequence[Part]) -> float:
     return float(np.exp(np.mean([math.log(part.peak_bytes) for part in parts])))
-
-
-def _between(confidence: float) -> float:
-    return normal_quantile((1.0 + confidence) / 2.0) * BETWEEN_RUNS
 
 
 def slowdown_question(limit: float, stored: Timing | None, seed: int) -> Question:
@@ -121,8 +123,11 @@ def slowdown_question(limit: float, stored: Timing | None, seed: int) -> Questio
     before = _stored_latency(stored)
 
     def afterwards(duets: Sequence[Duet], confidence: float) -> Interval:
-        ends = _scaled(before, normal_quantile((1.0 + confidence) / 2.0) / normal_quantile(0.975))
-        return _latency(duets, confidence, seed).minus(ends).widened(_between(confidence))
+        reach = normal_quantile((1.0 + confidence) / 2.0)
+        ends = _scaled(before, reach / normal_quantile(0.975))
+        turns = [duet.candidate.round_logs() for duet in duets]
+        now = hierarchical_interval(turns, confidence=confidence, seed=seed)
+        return now.minus(ends).widened(reach * BETWEEN_RUNS)
 
     remark = f"against a record; two runs differ by {BETWEEN_RUNS:.1%} (standard deviation), which is in the interval"
     return Question("slowdown", "fraction", limit, afterwards, stored.latency_ms.median, True, remark)
@@ -140,17 +145,12 @@ def _scaled(interval: Interval, factor: float) -> Interval:
     return Interval(middle, low, high)
 
 
-def _latency(duets: Sequence[Duet], confidence: float, seed: int) -> Interval:
-    """Of the candidate's calls as they were, with what others took from them."""
-    turns = [np.log([np.median(block) for block in duet.candidate.blocks]) for duet in duets]
-    return hierarchical_interval(turns, confidence=confidence, seed=seed)
-
-
 def latency_question(limit_ms: float, seed: int) -> Question:
-    """How long a call of the candidate takes here and now."""
+    """How long a call of the candidate takes here and now, with what others take from it."""
 
     def estimate(duets: Sequence[Duet], confidence: float) -> Interval:
-        return _latency(duets, confidence, seed)
+        turns = [np.log([np.median(block) for block in duet.candidate.blocks]) for duet in duets]
+        return hierarchical_interval(turns, confidence=confidence, seed=seed)
 
     return Question("latency", "ms", limit_ms, estimate)
 

@@ -17,8 +17,7 @@ from deploykit.verdicts import INCONCLUSIVE, Check, Look
 
 __all__ = ["Measurement"]
 
-_TURNS_S = 2.0  # of one pair of processes: about as long as starting it takes
-_TURNS_SHARE = 0.1  # of the budget, if that is less
+_TURNS_SHARE = 0.1  # of the budget, at most, for the turns of one pair
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Measurement:
         return self.seconds + sum(duet.seconds for duet in self.duets) / len(self.duets) <= self.options.budget_s
 
     def _play(self, *, timed: bool) -> Duet:
-        seconds = min(_TURNS_S, _TURNS_SHARE * self.options.budget_s) if timed else 0.0
+        seconds = min(self.options.turns_s, _TURNS_SHARE * self.options.budget_s) if timed else 0.0
         turn_seed = self.options.seed + len(self.duets)
         return play(self.models, self.setting, turn_seed=turn_seed, seconds=seconds, in_time=self._in_time)
 

@@ -36,6 +36,8 @@ class GateOptions:
         batch: Pictures in one call; None takes the stored record's, or 1.
         shape: Input shapes by input name, for dynamic axes that the files do not tell.
         budget_s: Seconds that latency and memory may be measured.
+        turns_s: Seconds of turns of each pair of processes, at most a tenth of the budget; about as long as starting
+            them takes is best.
         seed: Fixes inputs, order of turns and resampling.
         timeout_s: Seconds that one step (loading, one turn) may take.
         confidence: Of each timed check, all its looks together.
@@ -53,6 +55,7 @@ class GateOptions:
     batch: int | None = None
     shape: Mapping[str, tuple[int, ...]] | None = None
     budget_s: float = 60.0
+    turns_s: float = 2.0
     seed: int = 0
     timeout_s: float = 120.0
     confidence: float = 0.95
@@ -65,7 +68,7 @@ class GateOptions:
         check_threads(self.threads)
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch {self.batch}; allowed: 1 or more")
-        for name in ("budget_s", "timeout_s"):
+        for name in ("budget_s", "turns_s", "timeout_s"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} {getattr(self, name):g}; allowed: more than 0 seconds, and finite")
         if not 0.5 <= self.confidence < 1.0:

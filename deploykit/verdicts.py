@@ -58,7 +58,9 @@ class Check:
         bounds = (self.ci_low, self.ci_high)
         if None in bounds or self.ci_low == self.ci_high:
             return self._text(self.measured)
-        return f"{self._text(self.measured)} ({self._text(self.ci_low)} to {self._text(self.ci_high)})"
+        low, high = self._text(self.ci_low), self._text(self.ci_high)
+        number, _, unit = low.rpartition(" ")
+        return f"{self._text(self.measured)} ({number if high.endswith(f' {unit}') else low} to {high})"
 
     @property
     def sentence(self) -> str:

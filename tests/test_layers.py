@@ -48,7 +48,7 @@ def _loaded(code: str) -> set[str]:
         ("import deploykit.cli as c; c.main(['--help'])", HEAVY[:5]),
         ("import deploykit.models; deploykit.models.names(); deploykit.models.spec('lenet5')", HEAVY),
         (
-            "import deploykit.bench, deploykit.evaluate, deploykit.report, deploykit.quantize, deploykit.doctor",
+            "import deploykit.bench, deploykit.gate, deploykit.evaluate, deploykit.report, deploykit.quantize, deploykit.doctor",
             HEAVY[:5],
         ),
         ("import deploykit.worker", HEAVY[:2]),
@@ -75,6 +75,7 @@ def test_the_base_install_measures_without_torch(trained: Trained, tmp_path: Pat
         ("evaluate", onnx, "--data", "shapes", "-o", tmp_path / "a.json"),
         ("quantize", onnx, "-o", tmp_path / "q.onnx", "--calibrate", "shapes"),
         ("bench", onnx, "--samples", "10", "--min-time", "0.01", "-o", tmp_path / "b.json"),
+        ("gate", onnx, "--max-size", "1MB"),
         ("report", tmp_path, "-o", tmp_path / "r.md"),
         ("data", "list"),
     ):
