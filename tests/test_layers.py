@@ -48,9 +48,10 @@ def _loaded(code: str) -> set[str]:
         ("import deploykit.cli as c; c.main(['--help'])", HEAVY[:5]),
         ("import deploykit.models; deploykit.models.names(); deploykit.models.spec('lenet5')", HEAVY),
         (
-            "import deploykit.bench, deploykit.gate, deploykit.evaluate, deploykit.report, deploykit.quantize, deploykit.doctor",
+            "import deploykit.bench, deploykit.evaluate, deploykit.report, deploykit.quantize, deploykit.doctor",
             HEAVY[:5],
         ),
+        ("import deploykit.gate, deploykit.ci_outputs", HEAVY[:5]),
         ("import deploykit.worker", HEAVY[:2]),
         ("import deploykit", HEAVY),
     ],
