@@ -103,12 +103,16 @@ class Measurement:
             self.looks.append(Look(len(self.duets), round(self.seconds, 3), confidence, *bounds))
 
     def _explained(self, question: Question, check: Check) -> Check:
-        """With the reason, where it is inconclusive."""
-        if check.verdict != INCONCLUSIVE:
+        """With the reason, where it is inconclusive and none is said yet."""
+        if check.verdict != INCONCLUSIVE or (check.measured is None and check.remark):
             return check
-        spent = f"{len(self.duets)} pairs of processes in {self.seconds:.0f} s"
-        many = len(self.duets) > 1
-        reason = (
-            f"the limit lies within the interval after {spent}" if many else f"{spent} tell nothing; raise --budget"
-        )
+        seconds = f"{self.seconds:.0f} s"
+        reason = f"the limit lies within the interval after {len(self.duets)} pairs of processes in {seconds}"
+        if len(self.duets) < 2:
+            reason = f"one pair of processes in {seconds} tells nothing; raise --budget"
+        elif question.name == "slowdown" and any(duet.disturbances for duet in self.duets) and self._several_threads():
+            reason += "; a timing with --threads 1 is disturbed less"
         return replace(check, remark=f"{reason}; {question.remark}" if question.remark else reason)
+
+    def _several_threads(self) -> bool:
+        return self.models[0].threads > 1

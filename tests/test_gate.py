@@ -19,6 +19,7 @@ from tiny_onnx import conv_chain, endless_loop, matmul, relu, save_graph
 
 from deploykit import environment
 from deploykit.bench import bench_onnx
+from deploykit.bench_options import BenchOptions
 from deploykit.cli import main
 from deploykit.comparability import mismatches
 from deploykit.data.dataset import Dataset
@@ -36,9 +37,11 @@ from deploykit.gate_checks import (
     size_check,
     slowdown_question,
 )
+from deploykit.gate_measurement import Measurement
 from deploykit.gate_options import changed
 from deploykit.limits import Limit, parse_bytes, parse_milliseconds, parse_share
 from deploykit.paired_answers import PairedAnswers, answers_of_both
+from deploykit.progress import silent
 from deploykit.results import Bench, read_record
 from deploykit.verdicts import worst
 
@@ -584,6 +587,14 @@ def test_a_process_that_dies_ends_the_gate(models):
         gate_onnx(models["copy"], baseline=models["one"], max_slowdown=0.05, progress=kill_one)
 
 
+def test_the_reason_that_a_check_has_is_kept():
+    """A system that does not tell the memory is not taken for a noisy one."""
+    question, untold = memory_question(Limit(10), None, 0), duets((0.0, 0.0), peaks=(0, 0))
+    measurement = Measurement([], BenchOptions(), GateOptions(), silent, duets=untold)
+    check = measurement._explained(question, question.check(untold, 0.95))
+    assert check.remark == "the system does not tell how much memory a process has held"
+
+
 def test_a_model_that_hangs_is_ended(tmp_path):
     hangs = endless_loop(tmp_path / "endless.onnx")
     with pytest.raises(InputError, match="no answer to 'start' within 2 s"):
@@ -595,7 +606,7 @@ def test_the_budget_ends_it_and_too_few_pairs_say_so(models):
     record = gate_onnx(models["copy"], baseline=models["one"], max_slowdown=0.05, budget_s=0.5)
     assert (record.verdict, record.pairs, record.noise_floor) == ("inconclusive", 1, None)
     assert "raise --budget" in record.checks[0].remark
-    assert record.checks[0].measured is None
+    assert record.checks[0].measured is None and record.checks[0].remark.startswith("one pair of processes in ")
     assert time.monotonic() - began < 20
 
 
