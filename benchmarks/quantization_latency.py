@@ -3,8 +3,10 @@
     python benchmarks/quantization_latency.py densenet121 resnet50 … [--recipe int8] [--threads 1] [--keep DIR]
 
 Each network is exported with fresh weights (latency does not depend on their values) and quantized by both; the float
-file and both int8 files are then measured in turns, each in a fresh process. The advised recipe is U8S8 per channel of
-the pre-processed model; --any-speed shows deploykit's plain form where it would otherwise take a faster one.
+file and both int8 files are then measured in turns, each in fresh processes. The advised recipe is U8S8 per channel of
+the pre-processed model; --any-speed shows deploykit's plain form where it would otherwise take a faster one. A ratio is
+the median over turns that stood next to each other, so that other work on the machine falls on both. Files that --keep
+left in its folder are measured again and not made anew.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from deploykit import data
+from deploykit.artifact import Artifact
 from deploykit.bench import BenchOptions, bench_onnx
 from deploykit.export import export_onnx
 from deploykit.quantize import QuantizeOptions, quantize_onnx
@@ -46,18 +49,31 @@ def files(network, folder, arguments):
         source = open_source(network)
         example, pictures = example_inputs(source, "shapes")
         export_onnx(source.module, paths["float"], example=example, card=source.card, pictures=pictures)
-    options = QuantizeOptions(
-        recipe=arguments.recipe, effort="low", samples=16, batch_size=1, never_slower=not arguments.any_speed
-    )
-    record = quantize_onnx(
-        paths["float"], paths["deploykit"], calibration=data.load("shapes"), options=options, overwrite=True
-    )
+    if not paths["deploykit"].exists():
+        options = QuantizeOptions(
+            recipe=arguments.recipe, effort="low", samples=16, batch_size=1, never_slower=not arguments.any_speed
+        )
+        quantize_onnx(paths["float"], paths["deploykit"], calibration=data.load("shapes"), options=options)
+    if not paths["advised"].exists():
+        advise(paths, folder)
+    return paths
+
+
+def advise(paths, folder):
+    """What the documentation advises for x86: pre-processed, U8S8, per channel."""
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(paths["float"]), str(prepared), skip_symbolic_shape=True)
     u8s8 = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
     quantize_static(str(prepared), str(paths["advised"]), Samples(create_session(paths["float"])), **u8s8)
     prepared.unlink()
-    return paths, record
+
+
+def ratio(results, kind, other):
+    """Median over the turns of all processes, and the middle half."""
+    turns = [np.concatenate([np.asarray(turns) for turns in results[name].turns_ms]) for name in (kind, other)]
+    count = min(map(len, turns))
+    low, middle, high = np.percentile(turns[0][:count] / turns[1][:count], [25, 50, 75])
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
 
 def main():
@@ -68,24 +84,22 @@ def main():
     parser.add_argument("--any-speed", action="store_true")
     parser.add_argument("--keep", help="folder for the files")
     arguments = parser.parse_args()
-    print(
-        "| network | float | advised U8S8 | deploykit | deploykit / advised | deploykit / float | float layers | file |"
-    )
+    print("| network | float | advised U8S8 | deploykit | deploykit / advised | deploykit / float | precision | file |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for network in arguments.networks:
-            paths, record = files(network, folder, arguments)
-            options = BenchOptions(threads=arguments.threads, samples=60, min_time_s=2.0, processes=2)
+            paths = files(network, folder, arguments)
+            options = BenchOptions(threads=arguments.threads, samples=80, min_time_s=3.0, processes=2)
             results = dict(zip(paths, bench_onnx(list(paths.values()), options).results, strict=True))
             ms = {kind: timing.latency_ms.median for kind, timing in results.items()}
             doubt = "" if all(timing.stable for timing in results.values()) else " ⚠"
-            kept = "all" if record.kept_float else str(len(record.float_layers))
+            made = Artifact.read(paths["deploykit"])
+            to_advised, to_float = ratio(results, "deploykit", "advised"), ratio(results, "deploykit", "float")
             print(
                 f"| `{network}` | {ms['float']:.2f} ms | {ms['advised']:.2f} ms | {ms['deploykit']:.2f} ms{doubt} |"
-                f" {ms['deploykit'] / ms['advised']:.2f} | {ms['deploykit'] / ms['float']:.2f} | {kept} |"
-                f" {record.file_bytes / 1e6:.1f} MB |",
+                f" {to_advised} | {to_float} | {made.precision} | {made.file_bytes / 1e6:.1f} MB |",
                 flush=True,
             )
             if not arguments.keep:
