@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,16 @@ class Judge:
     def by(self) -> str:
         """What the drop is measured by: ``top1`` or ``agreement``."""
         return "agreement" if self.targets is None else "top1"
+
+    @property
+    def right(self) -> float:
+        """Fraction that the float model gets right; 0 where the classes are not the model's."""
+        return 0.0 if self.targets is None else float((self.wanted == self.targets).mean())
+
+    def guesses(self, classes: int) -> bool:
+        """Whether the float model is right no more often than guessing among ``classes`` may be: by two deviations."""
+        chance = 1.0 / classes
+        return self.right <= chance + 2.0 * math.sqrt(chance * (1.0 - chance) / len(self.wanted))
 
     def loss(self, answers: Sequence[int]) -> Loss:
         """Of other predictions on the same pictures."""

@@ -15,7 +15,7 @@ from deploykit.bench_options import BenchOptions
 from deploykit.candidates import Here, candidates_of, providers_tried
 from deploykit.data.dataset import Dataset
 from deploykit.errors import DataError, DeploykitError, OutputError, ProviderError
-from deploykit.figures import byte_text
+from deploykit.figures import byte_text, percent_text
 from deploykit.graph.precision import QUANTIZED_OPERATORS
 from deploykit.graph.weights import nodes_of
 from deploykit.pareto import on_front
@@ -98,6 +98,11 @@ class Shortlist:
             self.warnings.append(
                 f"the classes of {self.held_out.name} are not the model's; the loss was measured as predictions that"
                 " differ from the float model's"
+            )
+        elif judge.guesses(width):
+            self.warnings.append(
+                f"the float model is right on {percent_text(judge.right)} of the held-out samples, about chance among"
+                f" {width} classes; a loss of top-1 says little then"
             )
         return judge
 

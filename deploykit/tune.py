@@ -39,6 +39,7 @@ from deploykit.winner import Winner, choose, explain, settled
 __all__ = ["TuneOptions", "tune_onnx"]
 
 _LATENCY_STEP, _MEMORY_STEP = 0.02, 0.05  # on the front, differences below these count as none
+_MEMORY_BASE = 2**24  # nor does a megabyte, which two runs of a small model differ by
 
 
 def tune_onnx(
@@ -261,7 +262,7 @@ def _point(item: Candidate) -> tuple[float, ...]:
     return (
         step_of(item.relative_latency or 1.0, _LATENCY_STEP),
         item.file_bytes or 0,
-        step_of(max(item.peak_bytes or 0, 1), _MEMORY_STEP),
+        step_of((item.peak_bytes or 0) + _MEMORY_BASE, _MEMORY_STEP),
         max(item.drop or 0.0, 0.0),
     )
 

@@ -265,12 +265,13 @@ def test_accuracy_by_labels_and_by_agreement(trained: Trained) -> None:
     right = [place[pictures.labels[target]] for target in pictures.targets]
     wrong = [(answer + 1) % len(place) for answer in right]
     judge = Judge.of([*right[:3], wrong[3]], len(place), source, pictures)
-    assert judge.by == "top1"
+    assert (judge.by, judge.right) == ("top1", 0.75)
+    assert not judge.guesses(len(place)) and judge.guesses(2)  # three of four
     loss = judge.loss([*right[:2], wrong[2], right[3]])
     assert (loss.top1, loss.agreement, loss.drop) == (0.75, 0.5, 0.0)
     assert judge.loss(right).drop == -0.25
     stranger = Judge.of(right, 1000, replace(source, labels=()), pictures)
-    assert stranger.by == "agreement"
+    assert (stranger.by, stranger.right) == ("agreement", 0.0)
     loss = stranger.loss([*right[:3], wrong[3]])
     assert (loss.top1, loss.agreement, loss.drop) == (None, 0.75, 0.25)
 
