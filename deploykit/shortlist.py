@@ -20,6 +20,7 @@ from deploykit.graph.precision import QUANTIZED_OPERATORS
 from deploykit.graph.weights import nodes_of
 from deploykit.pareto import on_front
 from deploykit.predictions import Judge, predicted
+from deploykit.preprocess import preprocess_for
 from deploykit.progress import Progress, silent
 from deploykit.race import Entry, batch_of, race
 from deploykit.result_cache import ResultCache
@@ -72,6 +73,7 @@ class Shortlist:
             ProviderError: No provider that was asked for can be used.
             ModelFileError, InputError, DataError, OutputError: As ``tune.tune_onnx``.
         """
+        preprocess_for(self.source, self.preprocess)  # raises before anything is measured
         self.candidates = candidates_of(self.options, self._here())
         recipes = list(dict.fromkeys(self.candidates[place].recipe for place in self.open()))
         for done, recipe in enumerate(recipes):

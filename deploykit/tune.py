@@ -85,7 +85,7 @@ def tune_onnx(
     source, place = Artifact.read(path), TunedFolder(Path(folder))
     with removed_if_empty(place.folder):
         _make(place.folder)
-        with folder_lock(place.folder):
+        with folder_lock(place.folder), removed_if_empty(place.cache):
             for part in (place.folder, place.folder / FRONT, place.folder / LEAN):
                 remove_partials(part)
             place.check(path, source.sha256, overwrite=overwrite)

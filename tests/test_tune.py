@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import Trained
-from tiny_onnx import classifier
+from tiny_onnx import classifier, conv_chain
 
 from deploykit import cli, data
 from deploykit.bench_options import BenchOptions
@@ -258,6 +258,14 @@ def test_what_cannot_run_here_is_rejected_with_the_reason(trained: Trained, tmp_
     if sys.platform != "darwin":
         with pytest.raises(ProviderError, match="needs macOS"):
             _search(trained.onnx, tmp_path / "nothing", replace(QUICK, providers=("coreml",)))
+        assert not (tmp_path / "nothing").exists()
+
+
+def test_a_model_that_does_not_say_how_it_is_fed(tmp_path: Path) -> None:
+    model = conv_chain(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="does not say how its pictures are prepared"):
+        _search(model, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize(
