@@ -1,6 +1,6 @@
 """Whether bench says what a plain loop of InferenceSession.run and /usr/bin/time say, and what a quick one takes.
 
-    python benchmarks/bench_agreement.py squeezenet1.1.onnx resnet18.onnx [--min-time 10] [--repeat 3]
+    python benchmarks/bench_agreement.py squeezenet1.1.onnx resnet18.onnx [--pairs 8] [--min-time 2] [--repeat 3]
 
 Latency: one interleaved run of bench with the model twice, whose ratio is the noise floor, and of a script without
 deploykit that takes a turn between bench's rounds. The ratio of the medians is bootstrapped over rounds.
@@ -61,9 +61,10 @@ class Loop:
     def turn(self, stage, done, total, note=""):
         if stage == "bench" and done < total:
             lead = max(1, self.calls // 10)  # caches are cold after another's turn, as bench has it
-            times = self.ask(lead + self.calls)[lead:]
-            self.medians_ms.append(statistics.median(times))
-            self.all_ms += times
+            for _ in range(2):  # as many turns a round as bench's processes have
+                times = self.ask(lead + self.calls)[lead:]
+                self.medians_ms.append(statistics.median(times))
+                self.all_ms += times
 
     def close(self):
         self.process.stdin.close()
@@ -71,30 +72,45 @@ class Loop:
 
 
 def latency(model, arguments):
-    """Medians of bench (twice) and of the loop, and both ratios with their intervals."""
-    loop = Loop(model, arguments.threads)
-    options = BenchOptions(threads=arguments.threads, min_time_s=arguments.min_time, max_time_s=600.0)
-    one, two = bench_onnx([model, model], options, progress=loop.turn).results
-    loop.close()
-    rounds = len(loop.medians_ms)
-    first, second = (np.reshape(timing.turns_ms[0], (-1, 2))[:rounds].mean(axis=1) for timing in (one, two))
+    """Of every pair of fresh processes the ratios of the medians; over the pairs their mean with a 95 % interval."""
+    pairs = [pair(model, arguments, seed) for seed in range(arguments.pairs)]
     return {
-        "bench_ms": one.latency_ms.median,
-        "again_ms": two.latency_ms.median,
-        "loop_ms": statistics.median(loop.all_ms),
-        "rounds": rounds,
-        "noise_floor": ratio(first, second),
-        "bench_over_loop": ratio(np.concatenate([first, second]), np.tile(loop.medians_ms, 2)),
-        "warnings": list(one.warnings),
+        "bench_ms": [round(item["bench_ms"], 4) for item in pairs],
+        "loop_ms": [round(item["loop_ms"], 4) for item in pairs],
+        "bench_over_bench": over_pairs([item["again"] for item in pairs]),
+        "bench_over_loop": over_pairs([item["ratio"] for item in pairs]),
+        "warnings": sorted({warning for item in pairs for warning in item["warnings"]}),
     }
 
 
-def ratio(ours, theirs):
-    """Median of the ratios round by round, with a 95 % interval."""
-    ratios = np.asarray(ours) / np.asarray(theirs)
+def pair(model, arguments, seed):
+    """One interleaved run: bench with the model twice, and the loop; ratios are medians over the rounds."""
+    loop = Loop(model, arguments.threads)
+    options = BenchOptions(
+        threads=arguments.threads, samples=60, min_time_s=arguments.min_time, max_time_s=600.0, seed=seed
+    )
+    one, two = bench_onnx([model, model], options, progress=loop.turn).results
+    loop.close()
+    first, second = (np.reshape(timing.turns_ms[0], (-1, 2)).mean(axis=1) for timing in (one, two))
+    between = np.reshape(loop.medians_ms, (-1, 2)).mean(axis=1)
+    return {
+        "bench_ms": one.latency_ms.median,
+        "loop_ms": statistics.median(loop.all_ms),
+        "again": float(np.median(second / first)),
+        "ratio": float(np.median(first / between)),
+        "warnings": one.warnings,
+    }
+
+
+def over_pairs(ratios):
     generator = np.random.default_rng(0)
-    medians = np.median(ratios[generator.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    return [float(np.median(ratios)), *map(float, np.percentile(medians, [2.5, 97.5]))]
+    means = np.exp(np.log(ratios)[generator.integers(0, len(ratios), (2000, len(ratios)))].mean(axis=1))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "pairs": [round(value, 4) for value in ratios],
+        "mean": round(float(np.exp(np.mean(np.log(ratios)))), 4),
+        "interval": [round(float(low), 4), round(float(high), 4)],
+    }
 
 
 def memory(model, arguments):
@@ -124,7 +140,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--min-time", type=float, default=10.0)
+    parser.add_argument("--min-time", type=float, default=2.0)
+    parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     for model in arguments.models:
