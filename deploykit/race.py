@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -102,19 +103,21 @@ def ratio_of(one: Measured, other: Measured, *, confidence: float = 0.95) -> Int
     """The latency of one entry over that of another of the same runs, by the turns that belong together.
 
     A slow spell of the machine hits both turns of a pair and leaves their ratio (duet benchmarking: Bulej et al. 2020).
-    With several processes each, what differs between these widens the interval.
+    With several processes each, what differs between these widens the interval. It is that of the ratios' logarithms,
+    so that the ratio the other way round has the inverse bounds.
     """
-    ratios = [
-        [a / b for a, b in zip(of_one, of_other, strict=False)]
+    logs = [
+        [math.log(a / b) for a, b in zip(of_one, of_other, strict=False)]
         for of_one, of_other in zip(one.turns_ms, other.turns_ms, strict=True)
     ]
-    if len(ratios) > 1:
-        return hierarchical_interval(ratios, confidence=confidence)
-    middle = stats.median(ratios[0])
-    if len(ratios[0]) < _FEW_TURNS:
-        return Interval(middle, min(ratios[0]), max(ratios[0]))
-    low, high = stats.bootstrap_median_interval(ratios[0], confidence=confidence)
-    return Interval(middle, min(low, middle), max(high, middle))
+    if len(logs) > 1:
+        found = hierarchical_interval(logs, confidence=confidence)
+    elif len(logs[0]) < _FEW_TURNS:
+        found = Interval(stats.median(logs[0]), min(logs[0]), max(logs[0]))
+    else:
+        middle, bounds = stats.median(logs[0]), stats.bootstrap_median_interval(logs[0], confidence=confidence)
+        found = Interval(middle, min(bounds[0], middle), max(bounds[1], middle))
+    return Interval(math.exp(found.middle), math.exp(found.low), math.exp(found.high))
 
 
 def heats_of(sizes: Sequence[int], always: int) -> list[list[int]]:

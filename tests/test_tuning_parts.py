@@ -23,7 +23,6 @@ from deploykit.halving import Figures, better_half
 from deploykit.pareto import beats, on_front, step_of
 from deploykit.predictions import Judge
 from deploykit.race import Measured, heats_of, joined, ratio_of
-from deploykit.ratio import Interval
 from deploykit.result_cache import ResultCache
 from deploykit.runtime import create_session
 from deploykit.runtime_plugins import plugin_of
@@ -166,12 +165,20 @@ def _measured(*turns: list[float], peak: int = 10_000_000) -> Measured:
 def test_ratios_are_those_of_the_turns_side_by_side() -> None:
     """A spell in which all took three times as long leaves the ratio alone."""
     spell = [1.0, 1.0, 3.0, 3.0, 1.0, 1.0]
-    one = [_measured([2.0 * factor for factor in spell]), _measured(list(spell))]
-    assert ratio_of(*one) == Interval(2.0, 2.0, 2.0)
+    twice = ratio_of(_measured([2.0 * factor for factor in spell]), _measured(list(spell)))
+    assert (twice.low, twice.middle, twice.high) == pytest.approx((2.0, 2.0, 2.0))
     few = ratio_of(_measured([1.0, 3.0]), _measured([1.0, 1.0]))
-    assert (few.low, few.high) == (1.0, 3.0)
+    assert (few.low, few.high) == pytest.approx((1.0, 3.0))
     several = ratio_of(_measured([1.0], [1.2], [1.1]), _measured([1.0], [1.0], [1.0]))
     assert several.low < 1.0 < several.middle < 1.2 < several.high  # three processes say little
+
+
+@given(st.lists(st.lists(st.floats(0.1, 10.0), min_size=3, max_size=8), min_size=1, max_size=4))
+def test_a_ratio_the_other_way_round_is_the_inverse(turns: list[list[float]]) -> None:
+    """So "clearly faster" and "clearly slower" cannot contradict each other."""
+    one, other = _measured(*turns), _measured(*([1.0] * len(process) for process in turns))
+    there, back = ratio_of(one, other), ratio_of(other, one)
+    assert (1 / back.high, 1 / back.middle, 1 / back.low) == pytest.approx((there.low, there.middle, there.high))
 
 
 def test_measured_figures_come_back_from_json() -> None:
