@@ -28,6 +28,7 @@ _LAZY = {
     "gate_onnx": "deploykit.gate",
     "verify_onnx": "deploykit.verify",
     "visualize_network": "deploykit.visualize",
+    "embed_onnx": "deploykit.embed",
     "write_report": "deploykit.report",
     "run_pipeline": "deploykit.pipeline",
 }

@@ -20,7 +20,16 @@ from deploykit.graph.precision import precision_of
 from deploykit.preprocess import apply, normalize, preprocess_for
 from deploykit.runtime import Session, create_session
 
-__all__ = ["Answers", "Classes", "Classifier", "Panel", "match_classes", "match_members", "mean_answer"]
+__all__ = [
+    "Answers",
+    "Classes",
+    "Classifier",
+    "Panel",
+    "ends_in_softmax",
+    "match_classes",
+    "match_members",
+    "mean_answer",
+]
 
 Answers: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 """Logits or probabilities, (N, classes)."""
@@ -74,7 +83,7 @@ class Classifier:
             )
         wanted = preprocess_for(artifact, preprocess)
         opened = create_session(model, provider, **session)
-        return cls(artifact, opened, wanted, precision_of(proto), _ends_in_softmax(proto.graph))
+        return cls(artifact, opened, wanted, precision_of(proto), ends_in_softmax(proto.graph))
 
     @classmethod
     def open_reference(
@@ -192,7 +201,7 @@ def mean_answer(answers: Sequence[Answers]) -> Answers:
     return answers[0] if len(answers) == 1 else np.mean(answers, axis=0)
 
 
-def _ends_in_softmax(graph: Any) -> bool:
+def ends_in_softmax(graph: Any) -> bool:
     """Whether the first output of an ONNX graph is a softmax's, perhaps quantized or reshaped.
 
     The numbers alone do not tell: a quantized softmax of many classes does not sum to one.

@@ -1,0 +1,202 @@
+"""What each target's folder holds: the model and its facts, the golden test, and the files of ``templates/embed``."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import distribution, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from deploykit import __version__
+from deploykit.embed.app_model import AppModel
+from deploykit.embed.golden import Golden
+from deploykit.errors import InputError, UnknownNameError
+from deploykit.files import dump_json
+
+__all__ = ["TARGETS", "AppContent", "Target", "content_of", "target_named"]
+
+SCHEMA = "deploykit.app/1"
+"""Of ``model.json``."""
+
+_TEMPLATES = Path(__file__).parent.parent / "templates" / "embed"
+_MOST_PIXELS = 89_478_485  # of a picture; above it Pillow warns of a decompression bomb
+
+
+class _Text(string.Template):
+    """A template whose placeholders are ``%%name``: ``$`` and braces mean something in the languages that are made."""
+
+    delimiter = "%%"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of app.
+
+    Attributes:
+        name: Also the folder of its templates.
+        what: What it is, for messages.
+        pictures: Format of the golden pictures, Pillow's name.
+        pixels_only: Whether it takes only models whose graph prepares the pictures, and why.
+        runtime: The package that runs the model.
+        most_pixels: Largest picture.
+        copied: Template files that are taken as they are.
+        filled: Template files with placeholders.
+    """
+
+    name: str
+    what: str
+    pictures: str
+    runtime: str
+    copied: tuple[str, ...]
+    filled: tuple[str, ...] = ("README.md",)
+    pixels_only: str = ""
+    most_pixels: int = _MOST_PIXELS
+
+    def check(self, model: AppModel) -> None:
+        """Raises: InputError where the model cannot be used in such an app."""
+        if self.pixels_only and model.feeding.preprocess is not None:
+            raise InputError(
+                f"{model.artifact.path} takes {model.feeding.dtype} that the app would have to prepare, and"
+                f" {self.pixels_only}; put the preprocessing into the graph:"
+                f" deploykit wrap {model.artifact.path} -o {model.artifact.name}.wrapped.onnx"
+            )
+
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        target.name: target
+        for target in (
+            Target(
+                name="python",
+                what="a Python file with a class and a command line",
+                pictures="PNG",
+                runtime="onnxruntime",
+                copied=("classify.py",),
+                filled=("README.md", "requirements.txt"),
+            ),
+        )
+    }
+)
+"""The kinds of apps, by name."""
+
+
+def target_named(name: str) -> Target:
+    """Raises: UnknownNameError."""
+    if name not in TARGETS:
+        raise UnknownNameError("target", name, TARGETS)
+    return TARGETS[name]
+
+
+@dataclass(frozen=True)
+class AppContent:
+    """The files of an app: contents, and files that are copied, by path in the folder."""
+
+    contents: Mapping[str, bytes]
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    runtime_version: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All paths, in order."""
+        return tuple(sorted({*self.contents, *self.copies}))
+
+
+def content_of(target: Target, model: AppModel, golden: Golden, title: str) -> AppContent:
+    """The files of an app, without the model's other forms. Raises: InputError."""
+    target.check(model)
+    runtime = _installed("onnxruntime", "onnxruntime-gpu")
+    facts = _facts(target, model, golden, title, runtime)
+    contents = {
+        "model.json": _json(facts),
+        "labels.txt": ("\n".join(golden.labels) + "\n").encode(),
+        "LICENSE": _licence(),
+        **_golden_files(target, golden),
+        **_template_files(target, _words(target, model, golden, title, runtime)),
+    }
+    return AppContent(contents, {"model.onnx": model.artifact.path}, runtime)
+
+
+def _facts(target: Target, model: AppModel, golden: Golden, title: str, runtime: str) -> dict[str, Any]:
+    """``model.json``: all that the app's code has to know."""
+    artifact = model.artifact
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "target": target.name,
+        "model": "model.onnx",
+        "model_bytes": artifact.file_bytes,
+        "model_sha256": artifact.sha256,
+        "network": artifact.network,
+        "dataset": artifact.dataset,
+        "precision": model.precision,
+        "recipe": artifact.recipe,
+        "parent_sha256": artifact.parent_sha256,
+        "input": model.feeding.to_json(),
+        "output": model.output,
+        "classes": len(golden.labels),
+        "probabilities": model.probabilities,
+        "most_pixels": target.most_pixels,
+        "runtime": {"package": target.runtime, "version": runtime},
+        "made_by": f"deploykit {__version__}",
+    }
+
+
+def _golden_files(target: Target, golden: Golden) -> dict[str, bytes]:
+    grey = golden.pictures[0].pixels.shape[2] == 1
+    ending = {"PNG": ".png", "PPM": ".pgm" if grey else ".ppm"}[target.pictures]
+    files = {"golden/golden.json": _json(golden.to_json(ending))}
+    for name, picture in zip(golden.names(ending), golden.pictures, strict=True):
+        files[f"golden/{name}"] = picture.encoded(target.pictures)
+    return files
+
+
+def _template_files(target: Target, words: Mapping[str, str]) -> dict[str, bytes]:
+    folder = _TEMPLATES / target.name
+    files = {name: (folder / name).read_bytes() for name in target.copied}
+    for name in target.filled:
+        files[name] = _Text((folder / name).read_text(encoding="utf-8")).substitute(words).encode()
+    return files
+
+
+def _words(target: Target, model: AppModel, golden: Golden, title: str, runtime: str) -> dict[str, str]:
+    """What the placeholders of templates stand for."""
+    size = model.feeding.size
+    return {
+        "title": title,
+        "classes": str(len(golden.labels)),
+        "examples": ", ".join(golden.labels[:3]) + (", …" if len(golden.labels) > 3 else ""),
+        "sha256": model.artifact.sha256,
+        "pictures": "pictures of any size"
+        if model.feeding.any_size or size is None
+        else f"pictures of {size[0]} x {size[1]} pixels",
+        "golden": str(len(golden.pictures)),
+        "runtime_version": runtime,
+        "numpy_version": version("numpy"),
+        "pillow_version": version("pillow"),
+        "deploykit_version": __version__,
+    }
+
+
+def _installed(*names: str) -> str:
+    """The version of the first of these distributions that is installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise InputError(f"none of {', '.join(names)} is installed; expected one")
+
+
+def _licence() -> bytes:
+    """The licence of deploykit itself, which the app's code is under."""
+    return (distribution("deploykit").read_text("licenses/LICENSE") or "Apache-2.0\n").encode()
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (dump_json(json.loads(json.dumps(document))) + "\n").encode()
