@@ -18,7 +18,9 @@ COLORS = {  # of the pictures of shapes-color, and the filter that answers to ea
 }
 
 
-def pixel_classifier(path, *, channels=3, classes=6, side=24, size=("H", "W"), batch="N", labels=None, seed=0):
+def pixel_classifier(
+    path, *, channels=3, classes=6, side=24, size=("H", "W"), batch="N", labels=None, seed=0, parent=None
+):
     """Takes uint8 (N, H, W, C) of any size: antialiased resize, (x - 0.5) / 0.25, two convolutions, a matrix.
 
     With three channels and six classes it tells the colours of shapes-color apart; the other half of it is random.
@@ -59,6 +61,8 @@ def pixel_classifier(path, *, channels=3, classes=6, side=24, size=("H", "W"), b
     )
     names = labels or (tuple(COLORS) if classes == 6 else [f"class {index}" for index in range(classes)])
     told = {"deploykit.labels": json.dumps(list(names)), "deploykit.network": "tiny-pixels"}
+    if parent:
+        told["deploykit.parent_sha256"] = parent
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     return save_graph(path, nodes, *ends, tensors, opset=18, metadata=told)
 

@@ -261,9 +261,10 @@ def test_command_writes_and_tells(tmp_path, capsys):
     assert main(asked) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["schema"] == "deploykit.embedding/1"
-    assert record["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / "app").rglob("*") if path.is_file())
+    (made,) = record["apps"]
+    assert made["total_bytes"] == sum(path.stat().st_size for path in (tmp_path / "app").rglob("*") if path.is_file())
     assert record["prepared_by"] == "graph" and len(record["golden"]) == 3
-    assert {item["file"]: item["sha256"] for item in record["files"]}["model.onnx"] == record["model_sha256"]
+    assert {item["file"]: item["sha256"] for item in made["files"]}["model.onnx"] == record["model_sha256"]
     assert main(asked) == 2  # nothing is overwritten
     assert main([*asked, "--overwrite"]) == 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, Overwrite, PreprocessText, load_for_model, parse_preprocess
-from deploykit.errors import InputError
+from deploykit.errors import AnswerIsNoError, InputError
 from deploykit.figures import byte_text
 from deploykit.terminal import note, print_json, print_line
 
@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploykit.data.dataset import Dataset
-    from deploykit.embeddings import Embedding
+    from deploykit.embeddings import BundleVerification, Embedding
 
-__all__ = ["embed"]
+__all__ = ["embed", "is_app_bundle", "verify_app_bundle"]
 
 
 def embed(
     model: Annotated[Path, typer.Argument(help="An .onnx classifier.")],
     target: Annotated[list[str], typer.Option(help="python, web, node, c, android or ios; may be repeated.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write; with several targets one folder in it each.")
-    ],
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write; with several targets one folder in it each."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="An archive (.zip) to write of all apps, with the model's records and digests.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Where the golden pictures come from: a dataset's name, a folder or an .npz.")
     ] = None,
@@ -34,6 +38,12 @@ def embed(
         list[Path] | None, typer.Option(help="A golden picture, instead of --data; may be repeated.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="What to call the app; by default the model's name.")] = None,
+    record: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A record, or a folder of them, for the bundle; may be repeated. By default those beside the model."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     preprocess: PreprocessText = None,
     overwrite: Overwrite = False,
@@ -44,21 +54,25 @@ def embed(
     The golden test is a few pictures with the model's outputs; the app compares its own answers with them.
 
     Example: deploykit embed lenet5.int8.onnx --target python --data mnist -o app
+
+    One archive for several: deploykit embed net.onnx --target python --target web --data photos --bundle app.zip
     """
     from deploykit.embed import EmbedOptions, embed_onnx
 
-    options = EmbedOptions(title=title)
-    source, how = _golden_source(model, data, data_dir, golden or ()), parse_preprocess(preprocess)
-    folders = {name: output if len(set(target)) == 1 else output / name for name in target}
-    records = [
-        embed_onnx(model, folder, name, golden=source, preprocess=how, options=options, overwrite=overwrite)
-        for name, folder in folders.items()
-    ]
+    written = embed_onnx(
+        model,
+        output,
+        target,
+        golden=_golden_source(model, data, data_dir, golden or ()),
+        bundle=bundle,
+        preprocess=parse_preprocess(preprocess),
+        options=EmbedOptions(title=title, records=tuple(record or ())),
+        overwrite=overwrite,
+    )
     if as_json:
-        print_json(_document(records))
-        return
-    for record in records:
-        _print(record)
+        print_json(written.to_document())
+    else:
+        _print(written)
 
 
 def _golden_source(
@@ -79,18 +93,43 @@ def _golden_source(
     return dataset
 
 
-def _document(records: Sequence[Embedding]) -> dict[str, object]:
-    """One record as it is; several as a list in a document of their kind."""
-    documents = [record.to_document() for record in records]
-    if len(documents) == 1:
-        return documents[0]
-    return {**{key: documents[0][key] for key in ("schema", "deploykit", "environment")}, "embeddings": documents}
+def _print(written: Embedding) -> None:
+    for app in written.apps:
+        print_line(
+            f"{app.folder}: {app.target} app with {written.model}, {len(app.files)} files,"
+            f" {byte_text(app.total_bytes)}; {app.runtime} {app.runtime_version}"
+        )
+    print_line(f"the {'graph' if written.prepared_by == 'graph' else 'app'} prepares pictures")
+    print_line(f"golden test: {', '.join(written.golden)}; outputs may differ by {written.tolerance:.3g}")
+    if written.bundle:
+        records = ", ".join(written.bundle.records) or "none beside the model"
+        print_line(f"{written.bundle.file}: {byte_text(written.bundle.file_bytes)}; records: {records}")
 
 
-def _print(record: Embedding) -> None:
-    by = "the graph prepares pictures" if record.prepared_by == "graph" else "the app prepares pictures"
+def is_app_bundle(path: Path) -> bool:
+    """Whether ``verify`` has to read ``path`` as an archive of ``embed --bundle``."""
+    from deploykit.embed import is_bundle
+
+    return is_bundle(path)
+
+
+def verify_app_bundle(path: Path, *, as_json: bool) -> None:
+    """What ``verify`` does with an archive of ``embed --bundle``. Raises: AnswerIsNoError."""
+    from deploykit.embed import verify_bundle
+
+    found = verify_bundle(path)
+    if as_json:
+        print_json(found.to_document())
+    else:
+        _print_check(found)
+    if found.problems:
+        raise AnswerIsNoError(f"{path} differs from its manifest in {len(found.problems)} places: {found.problems[0]}")
+
+
+def _print_check(found: BundleVerification) -> None:
+    for problem in found.problems:
+        print_line(problem)
+    passed = sum(check.passed for check in found.golden)
     print_line(
-        f"{record.folder}: {record.target} app with {record.model}, {len(record.files)} files,"
-        f" {byte_text(record.total_bytes)}; {by}; {record.runtime} {record.runtime_version}"
+        f"{found.bundle}: {found.files} files, {passed} of {len(found.golden)} golden pictures answered as expected"
     )
-    print_line(f"golden test: {', '.join(record.golden)}; outputs may differ by {record.tolerance:.3g}")

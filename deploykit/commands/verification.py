@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.commands.embed import is_app_bundle, verify_app_bundle
 from deploykit.commands.options import (
     DataDir,
     Json,
@@ -36,7 +37,7 @@ _SHOWN_FLIPS = 10  # of a run; the record has all
 
 
 def verify(
-    model: Annotated[Path | None, typer.Argument(help="An .onnx classifier.")] = None,
+    model: Annotated[Path | None, typer.Argument(help="An .onnx classifier, or a bundle of embed.")] = None,
     data: Annotated[str | None, typer.Option(help="A dataset's name, a folder of pictures, or an .npz.")] = None,
     cpu: Annotated[
         str,
@@ -69,11 +70,16 @@ def verify(
     Exit code 1 when more predictions than --max-flips differ, 3 when an emulated run did not finish.
 
     Example: deploykit verify lenet5.int8.onnx --data mnist --cpu haswell,arm64
+
+    Of a bundle the digests of all files and the golden pictures are compared: deploykit verify app.zip
     """
     if prepare is not None:
         _prepare(prepare, arm64_root)
         if model is None:
             return
+    if model is not None and data is None and is_app_bundle(model):
+        verify_app_bundle(model, as_json=as_json)
+        return
     if model is None or data is None:
         raise InputError(f"no {'model' if model is None else 'pictures'}; expected verify MODEL --data DATA")
     from deploykit.files import check_writable

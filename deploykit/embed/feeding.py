@@ -23,22 +23,24 @@ class Feeding:
         name: Of the input.
         dtype: Element type, numpy's name.
         channels: 1 (grey) or 3 (RGB) of the pictures.
-        size: ``(H, W)`` that pictures must have; None where any size is taken.
-        preprocess: What the app does to the pixels; None where the graph does it.
+        takes_pixels: Whether the input is uint8 (1, H, W, C) in RGB order or grey: pixels as they are.
+        size: ``(H, W)`` that such pixels must have; None where any size is taken.
+        preprocess: What an app does to the pixels of any picture; None where the graph does all, or nobody knows.
     """
 
     name: str
     dtype: str
     channels: int
+    takes_pixels: bool
     size: tuple[int, int] | None
     preprocess: Preprocess | None
 
     @property
     def any_size(self) -> bool:
         """Whether pictures of every size can be shown."""
-        if self.preprocess is None:
-            return self.size is None
-        return self.preprocess.resize is not None
+        if self.preprocess is not None:
+            return self.preprocess.resize is not None
+        return self.size is None
 
     def input(self, picture: NDArray[np.uint8]) -> NDArray[Any]:
         """The model's input, with a batch of one, for a picture (H, W, 1 or 3). Raises: DataError."""
@@ -58,6 +60,7 @@ class Feeding:
             "name": self.name,
             "dtype": self.dtype,
             "channels": self.channels,
+            "takes_pixels": self.takes_pixels,
             "size": None if self.size is None else list(self.size),
             "preprocess": self.preprocess and self.preprocess.to_json(),
         }
@@ -66,8 +69,8 @@ class Feeding:
 def feeding_of(artifact: Artifact, given: Preprocess | str | None = None) -> Feeding:
     """How to feed a model with one picture.
 
-    A uint8 input (N, H, W, C) takes pixels, unless the file's preprocessing says that it makes a uint8 input of that
-    size; every other input needs a preprocessing.
+    A uint8 input (N, H, W, C) takes pixels; every other input needs a preprocessing, which the file says or ``given``
+    does.
 
     Raises:
         InputError: Several inputs, a batch fixed to more than one, or an unknown preprocessing.
@@ -81,22 +84,23 @@ def feeding_of(artifact: Artifact, given: Preprocess | str | None = None) -> Fee
             f"{artifact.path} fixes its batch to {batch}; an app shows it one picture:"
             " deploykit rewrite --also free_batch makes it free"
         )
-    if given is None and _takes_pixels(tensor, artifact.preprocess):
-        return _with_pixels(tensor, artifact.preprocess)
+    if given is None and _is_pixels(tensor, artifact.preprocess):
+        return _pixel_feeding(tensor, artifact.preprocess)
     pre = preprocess_for(artifact, given)
-    return Feeding(tensor.name, tensor.dtype, pre.depth, None, pre)
+    return Feeding(tensor.name, tensor.dtype, pre.depth, False, None, pre)
 
 
-def _takes_pixels(tensor: TensorSpec, pre: Preprocess | None) -> bool:
+def _is_pixels(tensor: TensorSpec, pre: Preprocess | None) -> bool:
     shape = tensor.shape or ()
-    if tensor.dtype != "uint8" or len(shape) != 4 or shape[3] not in (1, 3):
-        return False
-    return pre is None or pre.dtype != "uint8" or shape[1:3] != pre.size
+    plain = tensor.dtype == "uint8" and len(shape) == 4 and shape[3] in (1, 3)
+    return plain and (pre is None or pre.channels != "BGR")
 
 
-def _with_pixels(tensor: TensorSpec, pre: Preprocess | None) -> Feeding:
+def _pixel_feeding(tensor: TensorSpec, pre: Preprocess | None) -> Feeding:
     _, height, width, channels = tensor.shape or (None, None, None, 3)
     if isinstance(height, int) != isinstance(width, int):
         raise InputError(f"the input {tensor.name} fixes one side of pictures: {tensor.shape}; allowed: both or none")
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    return Feeding(tensor.name, tensor.dtype, int(channels or 3), size, None)
+    # Of any size, the graph brings them to its own; of a fixed size, the file may say how pictures get it.
+    how = pre if size is not None and pre is not None and pre.dtype == "uint8" and pre.size == size else None
+    return Feeding(tensor.name, tensor.dtype, int(channels or 3), True, size, how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploykit.errors import InputError
 
@@ -17,9 +18,11 @@ class EmbedOptions:
 
     Attributes:
         title: What to call the app; the model's name when None.
+        records: Files and folders with records of measurements, for an archive; the model's folder when empty.
     """
 
     title: str | None = None
+    records: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.title is not None and not (self.title.strip() and self.title.isprintable()):

@@ -58,7 +58,7 @@ class Target:
 
     def check(self, model: AppModel) -> None:
         """Raises: InputError where the model cannot be used in such an app."""
-        if self.pixels_only and model.feeding.preprocess is not None:
+        if self.pixels_only and not model.feeding.takes_pixels:
             raise InputError(
                 f"{model.artifact.path} takes {model.feeding.dtype} that the app would have to prepare, and"
                 f" {self.pixels_only}; put the preprocessing into the graph:"
