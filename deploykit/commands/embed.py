@@ -44,6 +44,10 @@ def embed(
             help="A record, or a folder of them, for the bundle; may be repeated. By default those beside the model."
         ),
     ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="The npm package onnxruntime-web (.tgz or a folder), where npm is not to be asked for it."),
+    ] = None,
     data_dir: DataDir = None,
     preprocess: PreprocessText = None,
     overwrite: Overwrite = False,
@@ -66,7 +70,7 @@ def embed(
         golden=_golden_source(model, data, data_dir, golden or ()),
         bundle=bundle,
         preprocess=parse_preprocess(preprocess),
-        options=EmbedOptions(title=title, records=tuple(record or ())),
+        options=EmbedOptions(title=title, records=tuple(record or ()), runtime=runtime),
         overwrite=overwrite,
     )
     if as_json:

@@ -117,7 +117,7 @@ def _golden(model: AppModel, source: Dataset | Sequence[str | os.PathLike[str]])
 def _written(
     model: AppModel, golden: Golden, target: Target, place: Path, options: EmbedOptions, *, overwrite: bool
 ) -> App:
-    content = content_of(target, model, golden, options.title or model.artifact.name)
+    content = content_of(target, model, golden, options)
     files = write_folder(place, content, overwrite=overwrite)
     return App(
         target=target.name,

@@ -19,10 +19,13 @@ class EmbedOptions:
     Attributes:
         title: What to call the app; the model's name when None.
         records: Files and folders with records of measurements, for an archive; the model's folder when empty.
+        runtime: The npm package onnxruntime-web, as a ``.tgz`` or a folder, for apps that run in browsers and Node; the
+            pinned version from npm when None.
     """
 
     title: str | None = None
     records: tuple[Path, ...] = ()
+    runtime: Path | None = None
 
     def __post_init__(self) -> None:
         if self.title is not None and not (self.title.strip() and self.title.isprintable()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from deploykit import __version__
+from deploykit.embed import web_runtime
 from deploykit.embed.app_model import AppModel
 from deploykit.embed.golden import Golden
+from deploykit.embed.options import EmbedOptions
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.files import dump_json
 
@@ -24,6 +27,10 @@ SCHEMA = "deploykit.app/1"
 
 _TEMPLATES = Path(__file__).parent.parent / "templates" / "embed"
 _MOST_PIXELS = 89_478_485  # of a picture; above it Pillow warns of a decompression bomb
+
+
+_MOST_WEB_PIXELS = 50_000_000  # WebAssembly has at most 4 GB, and a model may hold a picture several times as float32
+_SHARP = "0.35.5"  # the version that the Node app was tested with
 
 
 class _Text(string.Template):
@@ -43,8 +50,10 @@ class Target:
         pixels_only: Whether it takes only models whose graph prepares the pictures, and why.
         runtime: The package that runs the model.
         most_pixels: Largest picture.
-        copied: Template files that are taken as they are.
+        copied: Template files that are taken as they are, by name in the app; those without a folder lie in the
+            target's own.
         filled: Template files with placeholders.
+        needs_web_runtime: Whether onnxruntime-web's files go into the folder.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Target:
     runtime: str
     copied: tuple[str, ...]
     filled: tuple[str, ...] = ("README.md",)
+    needs_web_runtime: bool = False
     pixels_only: str = ""
     most_pixels: int = _MOST_PIXELS
 
@@ -77,6 +87,17 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 runtime="onnxruntime",
                 copied=("classify.py",),
                 filled=("README.md", "requirements.txt"),
+            ),
+            Target(
+                name="node",
+                what="a module and a command line for Node.js",
+                pictures="PNG",
+                runtime=web_runtime.PACKAGE,
+                copied=("classify.js", "pictures.js", "javascript/classifier.js"),
+                filled=("README.md", "package.json"),
+                needs_web_runtime=True,
+                pixels_only="JavaScript resizes otherwise than Python",
+                most_pixels=_MOST_WEB_PIXELS,
             ),
         )
     }
@@ -105,10 +126,11 @@ class AppContent:
         return tuple(sorted({*self.contents, *self.copies}))
 
 
-def content_of(target: Target, model: AppModel, golden: Golden, title: str) -> AppContent:
-    """The files of an app, without the model's other forms. Raises: InputError."""
+def content_of(target: Target, model: AppModel, golden: Golden, options: EmbedOptions) -> AppContent:
+    """The files of an app. Raises: InputError."""
     target.check(model)
-    runtime = _installed("onnxruntime", "onnxruntime-gpu")
+    title = options.title or model.artifact.name
+    runtime, copies = _runtime(target, options)
     facts = _facts(target, model, golden, title, runtime)
     contents = {
         "model.json": _json(facts),
@@ -117,7 +139,16 @@ def content_of(target: Target, model: AppModel, golden: Golden, title: str) -> A
         **_golden_files(target, golden),
         **_template_files(target, _words(target, model, golden, title, runtime)),
     }
-    return AppContent(contents, {"model.onnx": model.artifact.path}, runtime)
+    return AppContent(contents, {"model.onnx": model.artifact.path, **copies}, runtime)
+
+
+def _runtime(target: Target, options: EmbedOptions) -> tuple[str, dict[str, Path]]:
+    """The version that the app is pinned to, and the runtime's files where they go into the folder."""
+    if not target.needs_web_runtime:
+        return _installed("onnxruntime", "onnxruntime-gpu"), {}
+    found = web_runtime.web_runtime(options.runtime)
+    files = {f"runtime/{name}": path for name, path in found.files.items()}
+    return found.version, {**files, "runtime/LICENSE": _TEMPLATES / "runtime" / "LICENSE"}
 
 
 def _facts(target: Target, model: AppModel, golden: Golden, title: str, runtime: str) -> dict[str, Any]:
@@ -156,7 +187,7 @@ def _golden_files(target: Target, golden: Golden) -> dict[str, bytes]:
 
 def _template_files(target: Target, words: Mapping[str, str]) -> dict[str, bytes]:
     folder = _TEMPLATES / target.name
-    files = {name: (folder / name).read_bytes() for name in target.copied}
+    files = {Path(name).name: ((_TEMPLATES if "/" in name else folder) / name).read_bytes() for name in target.copied}
     for name in target.filled:
         files[name] = _Text((folder / name).read_text(encoding="utf-8")).substitute(words).encode()
     return files
@@ -177,6 +208,8 @@ def _words(target: Target, model: AppModel, golden: Golden, title: str, runtime:
         "runtime_version": runtime,
         "numpy_version": version("numpy"),
         "pillow_version": version("pillow"),
+        "sharp_version": _SHARP,
+        "package_name": re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "app",
         "deploykit_version": __version__,
     }
 
