@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deploykit.artifact import Artifact
 from deploykit.graph.equalize_channels import equalize_channels
+from deploykit.graph.fold_pixels import fold_pixels
 from deploykit.graph.opset import upgraded
 from deploykit.graph.rewrites import REWRITES, rewrite_model
 from deploykit.runtime import Session, create_session, filled
@@ -39,12 +40,14 @@ class FloatModel:
         path: The same in a file, which lasts as long as the block it was opened in.
         changes: Places that each rewrite changed.
         size: Samples a batch: what the model fixes, or what was asked for.
+        border_levels: What ``fold_pixels`` says of padded convolutions; None where it was not done.
     """
 
     proto: onnx.ModelProto
     path: Path
     changes: Mapping[str, int]
     size: int
+    border_levels: float | None = None
 
     def graph(self) -> onnx_ir.Model:
         """A graph of its own to work on; its tensors are views of ``proto``'s."""
@@ -88,7 +91,24 @@ class FloatModel:
             return None
         proto, path = ir.to_proto(graph), self.path.with_name("equalized.onnx")
         onnx.save(proto, path)
-        return FloatModel(proto, path, {**self.changes, "equalize_channels": pairs}, self.size)
+        return replace(self, proto=proto, path=path, changes={**self.changes, "equalize_channels": pairs})
+
+    def reading_pixels(self) -> FloatModel:
+        """The same function, its border but for ``border_levels``, whose first layer reads the pixels of a picture.
+
+        In a file beside; itself, where the input is no picture or its normalisation does not fold.
+        """
+        import onnx
+        import onnx_ir as ir
+
+        graph = self.graph()
+        folded = fold_pixels(graph)
+        if folded is None:
+            return self
+        proto, path = ir.to_proto(graph), self.path.with_name("pixels.onnx")
+        onnx.save(proto, path)
+        changes = {**self.changes, "fold_pixels": 1}
+        return replace(self, proto=proto, path=path, changes=changes, border_levels=folded.border)
 
 
 @contextmanager

@@ -169,9 +169,10 @@ class IntegerModels:
         # A tensor that only moves values reaches as far as what it reads, also where that is left in float.
         for name in self.plan.points:
             root = name
-            while root not in found:
+            while root not in found and root in self.plan.tied:
                 root = self.plan.tied[root]
-            found[name] = found[root]
+            if root in found:  # pixels have a step of their own, and no range
+                found[name] = found[root]
         return tie_concats(self.model.graph(), self.plan, found)
 
     @property

@@ -43,6 +43,7 @@ class Choice:
         drop: Points of top-1 (or of agreement, without labels) lost on held-out samples; None where not measured.
         speed: Median latency of the float model over the chosen one's; None where not measured.
         rewrites: Places that each rewrite of the float graph changed.
+        border_levels: Of a model whose first layer reads pixels, as ``FloatModel`` has it.
         notes: In words.
     """
 
@@ -54,6 +55,7 @@ class Choice:
     drop: float | None = None
     speed: float | None = None
     rewrites: Mapping[str, int] = field(default_factory=dict)
+    border_levels: float | None = None
     notes: tuple[str, ...] = ()
 
 

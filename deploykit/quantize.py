@@ -28,10 +28,10 @@ from deploykit.float_model import FloatModel, opened_float_model
 from deploykit.graph.precision import QUANTIZED_OPERATORS
 from deploykit.graph.weights import check_weights, stored_bytes
 from deploykit.integer_model import EFFORTS, IntegerModels
-from deploykit.preprocess import apply
 from deploykit.progress import Progress, silent
 from deploykit.quantization_options import QuantizeOptions
 from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
+from deploykit.raw_pictures import inputs_of
 from deploykit.recipes import RECIPES, Recipe, timed_here
 from deploykit.results import Quantization
 from deploykit.runtime import create_session
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
 
 _MOST_BYTES = 2**31  # of one protobuf message
+_TAKEN = ("float32", "uint8")
 _CHECKED = 4  # samples on which the rewritten graph has to answer as before
 _SAME_ANSWERS = 0.99  # of the samples, with and without the runtime's optimisations
 _WRONG_KERNELS = "its integer kernels may be wrong on this processor"
@@ -124,11 +125,11 @@ def _samples(
 def _held_out(parent: Artifact, data: Dataset, samples: Calibration, options: QuantizeOptions) -> HeldOut:
     """The pictures next to the calibration samples; those samples themselves where there are no others."""
     both = data.take(len(samples) + options.held_out, seed=options.seed)
-    rest = replace(both, targets=both.targets[len(samples) :], rows=both.rows[len(samples) :])
-    seen = rest if len(rest.targets) else both
+    rest = slice(len(samples) if len(both) > len(samples) else 0, None)
+    seen = replace(both, targets=both.targets[rest], rows=both.rows[rest])
     if samples.preprocess is None:
         raise AssertionError("samples of a dataset were preprocessed")
-    batches = [apply(samples.preprocess, pictures) for pictures, _ in seen.batches(64)]
+    batches = [inputs for pictures, _ in seen.batches(64) for inputs in inputs_of(samples.preprocess, pictures)]
     known = tuple(seen.labels) == tuple(parent.labels) if parent.labels else False
     return HeldOut(batches, np.asarray(seen.targets) if known else None)
 
@@ -152,7 +153,7 @@ def _chosen(
         with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
             choice = never_slower(models, choice, Path(folder))
     if not choice.kept_float:
-        choice = replace(choice, rewrites=models.model.changes)
+        choice = replace(choice, rewrites=models.model.changes, border_levels=models.model.border_levels)
         return choice, models.build(choice.method, without=choice.float_layers)
     quantized = onnx.ModelProto()
     quantized.CopyFrom(prepared.proto)
@@ -164,6 +165,7 @@ def _best_models(
 ) -> tuple[IntegerModels, Choice]:
     """The form with the least noise on the answers: of the graph as it is, or with its channels equalised."""
     chosen, effort = options.chosen, EFFORTS[options.effort]
+    prepared = prepared.reading_pixels() if chosen.reads_pixels else prepared
     tried = [prepared, prepared.equalized() if effort.equalized and chosen.grid else None]
     forms = []
     for form in tried:
@@ -209,6 +211,7 @@ def _stamp(
     mixed = recipe.precision == "int8" and choice.float_layers
     precision = "fp32" if choice.kept_float else "mixed" if mixed else recipe.precision
     child = replace(parent, version=__version__, precision=precision, recipe=recipe.name, parity=None)
+    child = replace(child, graph_parity=None)  # measured with the file before
     replace(child, parent_sha256=parent.sha256, preprocess=samples.preprocess or parent.preprocess).stamp(quantized)
 
 
@@ -248,6 +251,7 @@ def _figures_of(choice: Choice, options: QuantizeOptions, held_out: HeldOut | No
         "held_out_samples": 0 if held_out is None else sum(map(len, held_out.batches)),
         "held_out_drop": choice.drop,
         "speedup": choice.speed,
+        "border_levels": choice.border_levels,
     }
 
 
@@ -260,8 +264,11 @@ def _check_quantizable(model: onnx.ModelProto, parent: Artifact) -> None:
         raise ModelFileError(f"{parent.path} has no float weights; there is nothing to quantize")
     if model.ByteSize() >= _MOST_BYTES:
         raise ModelFileError(f"{parent.path} has {byte_text(model.ByteSize())} with its weights; allowed: below 2 GiB")
-    if parent.inputs and parent.inputs[0].dtype != "float32":
-        raise InputError(f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize float32 models")
+    if parent.inputs and parent.inputs[0].dtype not in _TAKEN:
+        raise InputError(
+            f"{parent.path} takes {parent.inputs[0].dtype}; the recipes quantize models that take float32, or pixels as"
+            " uint8"
+        )
 
 
 @contextmanager

@@ -43,6 +43,12 @@ class Recipe:
     budgeted: bool = False
     not_rewritten: frozenset[str] = frozenset()
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether its first layer may read a picture's pixels: integers as its other tensors are, with a zero point."""
+        scheme = self.activations
+        return self.grid is not None and not (scheme.signed or scheme.symmetric or scheme.by_sign)
+
 
 # Without VNNI x86 adds two products in 16 bits: every pair of neighbours has to stay within 128 together. With it, and
 # on ARM, in the tensor cores and under OpenVINO, a weight has all of int8's range but −128.

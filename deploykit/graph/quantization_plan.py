@@ -11,6 +11,7 @@ The rules, for runtimes that compute an operator in integers when every tensor t
    Pooling by maximum that feeds integer products alone is always one: integers pool several times faster than float.
 5. What feeds no product any more stays in float: rounding the answers costs accuracy and saves nothing.
 6. The last matrix product writes float.
+7. What comes out of DequantizeLinear, as pixels do (``fold_pixels``), is rounded already and keeps its own step.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class _Planner:
                 continue
             plan.nodes.add(str(node.name))
             for value in read:
-                _append(plan.points, str(value.name))
+                if not _is_restored(value):
+                    _append(plan.points, str(value.name))
         return plan
 
     def _joins(self, node: onnx_ir.Node) -> bool:
@@ -132,7 +134,7 @@ class _Planner:
 
     def _is_integer(self, value: onnx_ir.Value) -> bool:
         maker = value.producer()
-        return maker is not None and maker.name in self.integer
+        return maker is not None and (maker.name in self.integer or _is_restored(value))
 
     def _drop_tail(self) -> None:
         """Rule 5, with what is folded into a product belonging to it."""
@@ -157,7 +159,7 @@ class _Planner:
             plan.products.append(str(node.name))
         if not self._folds(node):
             for value in _activations(node):
-                if not self._is_table(value.producer()):
+                if not (self._is_table(value.producer()) or _is_restored(value)):
                     _append(plan.points, str(value.name))
         written = node.outputs[0]
         if self._is_table(node):
@@ -199,6 +201,11 @@ def _activations(node: onnx_ir.Node) -> list[onnx_ir.Value]:
         for value in values
         if value is not None and value.const_value is None and value.dtype in (None, ir.DataType.FLOAT)
     ]
+
+
+def _is_restored(value: onnx_ir.Value) -> bool:
+    maker = value.producer()
+    return maker is not None and maker.op_type == "DequantizeLinear" and not maker.domain
 
 
 def _append(points: list[str], name: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.graph.editing import array_of
 from deploykit.graph.quantization_plan import Plan
 from deploykit.graph.weight_rows import channel_axis
 
@@ -101,6 +102,9 @@ class _Inserter:
         self.values = dict(_values(model.graph))
         self.steps: dict[str, np.float32] = {}  # of tensors, by their names before anything was inserted
         self.parameters: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
+        for name, step, zero in _restored_before(model.graph):
+            self.parameters[name] = (step, zero)
+            self.steps[name] = np.float32(array_of(step))
 
     def run(self, weights: Mapping[str, RoundedWeights], integer_bias: bool) -> None:
         layers = [node for node in self.graph if node.name in weights and node.name in self.plan.nodes]
@@ -257,6 +261,13 @@ def _with_room_for_bias(given: RoundedWeights, input_step: np.float32, axis: int
     shape[axis] = -1
     integers = np.rint(given.integers * (given.steps / steps).reshape(shape)).astype(np.int8)
     return replace(given, integers=integers, steps=steps)
+
+
+def _restored_before(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Value, onnx_ir.Value]]:
+    """Tensors that were rounded before the plan: name, step and zero point."""
+    for node in graph:
+        if node.op_type == "DequantizeLinear" and not node.domain and node.inputs[1] and node.inputs[2]:
+            yield str(node.outputs[0].name), node.inputs[1], node.inputs[2]
 
 
 def _values(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Value]]:
