@@ -20,6 +20,7 @@ _LAZY = {
     "factorize_onnx": "deploykit.factorize",
     "export_onnx": "deploykit.export",
     "rewrite_onnx": "deploykit.rewriting",
+    "wrap_onnx": "deploykit.wrap",
     "quantize_onnx": "deploykit.quantize",
     "tune_onnx": "deploykit.tune",
     "evaluate_onnx": "deploykit.evaluate",

@@ -72,7 +72,11 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an ONNX file says of itself. See the module's docstring; unknown things are None or empty."""
+    """What an ONNX file says of itself. See the module's docstring; unknown things are None or empty.
+
+    ``preprocess`` is what the input has to be fed with; ``graph_preprocess`` what the graph does to pixels itself, in a
+    file whose input takes them as they are (``wrap``), and ``graph_parity`` how near that comes to Python's.
+    """
 
     path: Path
     sha256: str
@@ -92,6 +96,8 @@ class Artifact:
     parent_sha256: str | None = None
     parity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
+    graph_preprocess: Preprocess | None = None
+    graph_parity: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -134,6 +140,8 @@ class Artifact:
             "parent_sha256": self.parent_sha256,
             "parity": self.parity and dict(self.parity),
             "training": self.training and dict(self.training),
+            "graph_preprocess": self.graph_preprocess and self.graph_preprocess.to_json(),
+            "graph_parity": self.graph_parity and dict(self.graph_parity),
         }
         texts = {
             _PREFIX + key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -175,7 +183,7 @@ def _from_metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("version", "network", "task", "dataset", "precision", "recipe", "parent_sha256"):
         found[key] = metadata.get(_PREFIX + key)
-    for key in ("preprocess", "labels", "parity", "training"):
+    for key in ("preprocess", "labels", "parity", "training", "graph_preprocess", "graph_parity"):
         if (text := metadata.get(_PREFIX + key)) is not None:
             found[key] = _structured(key, text, path)
     return found
@@ -186,19 +194,19 @@ def _structured(key: str, text: str, path: Path) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
         raise ModelFileError(f"{path}: metadata {_PREFIX}{key} is not JSON: {problem}") from problem
-    if key == "preprocess":
-        return _preprocess(value, path)
+    if key in ("preprocess", "graph_preprocess"):
+        return _preprocess(key, value, path)
     expected = list if key == "labels" else dict
     if not isinstance(value, expected):
         raise ModelFileError(f"{path}: metadata {_PREFIX}{key} is not a JSON {expected.__name__}")
     return _labels(value, path) if key == "labels" else value
 
 
-def _preprocess(value: Any, path: Path) -> Preprocess:
+def _preprocess(key: str, value: Any, path: Path) -> Preprocess:
     try:
         return Preprocess.from_json(value)
     except InputError as problem:
-        raise ModelFileError(f"{path}: metadata {_PREFIX}preprocess: {problem}") from problem
+        raise ModelFileError(f"{path}: metadata {_PREFIX}{key}: {problem}") from problem
 
 
 def _labels(value: Iterable[Any], path: Path) -> tuple[str, ...]:

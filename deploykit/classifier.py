@@ -17,7 +17,8 @@ from deploykit.crops import crop_batches
 from deploykit.data.dataset import Pictures
 from deploykit.errors import InputError
 from deploykit.graph.precision import precision_of
-from deploykit.preprocess import apply, normalize, preprocess_for
+from deploykit.preprocess import normalize, preprocess_for
+from deploykit.raw_pictures import inputs_of
 from deploykit.runtime import Session, create_session
 
 __all__ = [
@@ -109,7 +110,7 @@ class Classifier:
 
     def predict(self, pictures: Pictures) -> NDArray[np.float32]:
         """Logits for uint8 pictures."""
-        return self.logits(apply(self.preprocess, pictures))
+        return np.concatenate([self.logits(inputs) for inputs in inputs_of(self.preprocess, pictures)])
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         """Softmax of (N, classes), unless the output is a distribution already."""
@@ -127,12 +128,22 @@ class Classifier:
             crops: 1, 10 or 144.
             batch_size: Inputs a call, as ``inputs_a_call`` rounds it.
 
-        Raises: as ``logits`` and ``crop_batches``.
+        Raises: as ``logits`` and ``crop_batches``; InputError for crops of a model that cuts pictures itself.
         """
+        if self.preprocess.any_size:
+            return self._of_whole_pictures(pictures, crops)
         found = []
         for views in crop_batches(self.preprocess, pictures, crops, self.inputs_a_call(batch_size)):
             found.append(self.probabilities(self.logits(normalize(self.preprocess, views))))
         return np.asarray(np.concatenate(found).reshape(len(pictures), crops, -1).mean(1))
+
+    def _of_whole_pictures(self, pictures: Pictures, crops: int) -> NDArray[np.float64]:
+        if crops > 1:
+            raise InputError(
+                f"{self.artifact.path} resizes and cuts pictures in its own graph; allowed: 1 crop, or a model wrapped"
+                " with a fixed size"
+            )
+        return self.probabilities(self.predict(pictures))
 
     def inputs_a_call(self, batch_size: int) -> int:
         """``batch_size``, or for a model that fixes its batch as many full ones as it holds, at least one."""

@@ -32,6 +32,7 @@ from deploykit.commands import (
     training,
     tuning,
     verification,
+    wrap,
 )
 from deploykit.errors import DeploykitError
 from deploykit.terminal import note, prepared_streams, print_line
@@ -58,6 +59,7 @@ for command in (
     compression.compress,
     conversion.export,
     rewriting.rewrite,
+    wrap.wrap,
     quantization.quantize,
     tuning.tune,
     measuring.evaluate,

@@ -83,7 +83,7 @@ def factorize_onnx(
     check_weights(source, parent.path)
     made = _rewritten(source, parent, options)
     del source  # half a gigabyte, for VGG-16
-    child = replace(parent, version=__version__, parity=None, parent_sha256=parent.sha256)
+    child = replace(parent, version=__version__, parity=None, graph_parity=None, parent_sha256=parent.sha256)
     child.stamp(made.model)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(made.model.SerializeToString(deterministic=True))

@@ -33,6 +33,8 @@ class Preprocess:
         std: One positive number a channel.
         layout: Order of the axes of the network's input.
         dtype: Element type of the network's input.
+        any_size: The input takes pictures of every height and width, of which all in a batch share one, and brings
+            them to its size itself. Where one array of many is wanted, they are resized and cropped to ``size`` first.
     """
 
     size: tuple[int, int]
@@ -44,6 +46,7 @@ class Preprocess:
     std: tuple[float, ...] = ()
     layout: str = "NCHW"
     dtype: str = "float32"
+    any_size: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("channels", tuple(_CHANNELS)), ("layout", _LAYOUTS), ("dtype", _DTYPES)):
@@ -51,6 +54,8 @@ class Preprocess:
                 raise InputError(f"preprocess {name} {_text(getattr(self, name))}; allowed: {', '.join(allowed)}")
         if self.crop not in (None, "center"):
             raise InputError(f"preprocess crop {_text(self.crop)}; allowed: null or 'center'")
+        if not isinstance(self.any_size, bool):
+            raise InputError(f"preprocess any_size {_text(self.any_size)}; allowed: true or false")
         depth = _CHANNELS[self.channels]
         if not _is_number(self.scale):
             raise InputError(f"preprocess scale {_text(self.scale)}; allowed: a finite number")
@@ -76,7 +81,7 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """The value of ``deploykit.preprocess``."""
-        return {
+        said = {
             "layout": self.layout,
             "size": list(self.size),
             "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
@@ -87,6 +92,7 @@ class Preprocess:
             "std": list(self.std),
             "dtype": self.dtype,
         }
+        return said | ({"any_size": True} if self.any_size else {})
 
     @classmethod
     def from_json(cls, value: Any) -> Preprocess:

@@ -23,6 +23,7 @@ from deploykit.timings import Bench, Failure, Latency, Memory, Timing
 from deploykit.tunings import Candidate, Tuning
 from deploykit.verdicts import Check, Verdict
 from deploykit.verifications import CpuRun, Flip, Verification
+from deploykit.wrappings import PixelParity, Wrapping
 
 __all__ = [
     "Accuracy",
@@ -46,6 +47,7 @@ __all__ = [
     "NetworkCost",
     "NodeTime",
     "OperatorTime",
+    "PixelParity",
     "Profile",
     "PrunedLayer",
     "Quantization",
@@ -58,6 +60,7 @@ __all__ = [
     "Tuning",
     "Verdict",
     "Verification",
+    "Wrapping",
     "read_record",
 ]
 
@@ -162,7 +165,8 @@ class Quantization(Record):
     left in float; ``kept_float`` says that the file is the float model, as no integer form met what was asked.
     ``sensitivity`` holds each layer's harm, the worst first (``sensitivity.LayerHarm``); ``held_out_drop`` is the
     fraction of top-1 lost on samples that calibration did not see; ``speedup`` the float model's median latency over
-    the file's, on the machine of the record.
+    the file's, on the machine of the record. ``border_levels`` is of a model that takes pixels, whose first layer reads
+    them: by how much, of 255, the padding of a convolution differs from the mean pixel at most.
     """
 
     kind: ClassVar[str] = "quantization"
@@ -195,6 +199,7 @@ class Quantization(Record):
     held_out_samples: int = 0
     held_out_drop: float | None = None
     speedup: float | None = None
+    border_levels: float | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -270,6 +275,7 @@ _KINDS: dict[str, type[Record]] = {
         Verification,
         Compression,
         Rewriting,
+        Wrapping,
         Tuning,
         Verdict,
     )

@@ -125,8 +125,8 @@ def _rewritten(
     wanted = [name for name, rewrite in REWRITES.items() if rewrite.default]
     raised = upgraded(source, parent.path)
     made, changes = rewrite_model(raised, without=without, only=(*wanted, *also))
-    # The parity with PyTorch was measured with the file before.
-    replace(parent, version=__version__, parent_sha256=parent.sha256, parity=None).stamp(made)
+    # Parity with PyTorch, and of pictures, was measured with the file before.
+    replace(parent, version=__version__, parent_sha256=parent.sha256, parity=None, graph_parity=None).stamp(made)
     return made, changes
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deploykit.artifact import Preprocess
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError, OutputError
-from deploykit.preprocess import apply
+from deploykit.raw_pictures import inputs_of
 
 __all__ = ["ArrayRows", "PictureRows", "Rows", "SpooledRows", "rows_of"]
 
@@ -23,7 +23,7 @@ class Rows(Protocol):
     """Inputs of a model, in an order that stays the same."""
 
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """All rows, ``size`` at a time, the last batch shorter; each call begins anew."""
+        """All rows, ``size`` at a time at most; each call begins anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,12 @@ class PictureRows:
     preprocess: Preprocess
 
     def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """``size`` pictures at a time. Raises: DataError for a damaged one."""
+        """``size`` pictures at a time, fewer where a model takes any size and theirs differ.
+
+        Raises: DataError for a damaged one.
+        """
         for pictures, _ in self.pictures.batches(size):
-            yield apply(self.preprocess, pictures)
+            yield from inputs_of(self.preprocess, pictures)
 
 
 @dataclass(frozen=True, eq=False)

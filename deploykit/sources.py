@@ -30,7 +30,7 @@ from deploykit.pretrained import Fit, Weights, fit_of, load_weights, read_weight
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Source", "checkpoint_path", "example_inputs", "open_source"]
+__all__ = ["Source", "checkpoint_path", "example_inputs", "example_pictures", "open_source"]
 
 _CHECKPOINT = "checkpoint.safetensors"
 _SMALL_PICTURE = 32  # pixels of the sides that the networks' variants for small pictures are made for
@@ -270,9 +270,19 @@ def example_inputs(
         raise InputError(f"{source.input_shape[0]} input channels; pictures have 1 or 3")
     half = (0.5,) * source.input_shape[0]
     preprocess = source.card.preprocess or for_network(source.input_shape, None, mean=half, std=half)
-    pictures = _pictures(dataset, source.card.dataset, data_dir).take(16)
+    pictures = example_pictures(source, dataset, data_dir=data_dir)
     inputs = np.concatenate([apply(preprocess, batch) for batch, _ in pictures.batches(16)])
     return inputs, f"{pictures.name}/{pictures.split}"
+
+
+def example_pictures(
+    source: Source,
+    dataset: data.Dataset | str | os.PathLike[str] | None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> data.Dataset:
+    """The sixteen pictures that ``example_inputs`` are made of. Raises: DataError."""
+    return _pictures(dataset, source.card.dataset, data_dir).take(16)
 
 
 def _pictures(given: Any, trained_on: str | None, data_dir: Any) -> data.Dataset:

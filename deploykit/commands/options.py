@@ -21,10 +21,12 @@ __all__ = [
     "Channels",
     "Classes",
     "DataDir",
+    "FixedSize",
     "Json",
     "Memory",
     "NetworkOptions",
     "Output",
+    "Outputs",
     "Overwrite",
     "PreprocessText",
     "Provider",
@@ -35,6 +37,7 @@ __all__ = [
     "load_for_model",
     "load_for_models",
     "parse_network_options",
+    "parse_outputs",
     "parse_preprocess",
     "parse_provider_options",
     "parse_shape",
@@ -46,6 +49,18 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where named datasets lie; DEPLOYKIT_DATA says it too.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
+Outputs = Annotated[
+    list[str],
+    typer.Option(
+        "--output",
+        "-o",
+        help="The file to write. Given once more as topk=5, adds probabilities and the best 5 classes to the model's"
+        " outputs.",
+    ),
+]
+FixedSize = Annotated[
+    bool, typer.Option("--fixed-size", help="Take pixels of the network's own size only, which are not resized.")
+]
 RecordOutput = Annotated[Path | None, typer.Option("--output", "-o", help="Write the record (JSON) there.")]
 Provider = Annotated[str, typer.Option(help="Execution provider: cpu, cuda, openvino, …")]
 ProviderOptions = Annotated[
@@ -101,6 +116,17 @@ def parse_provider_options(texts: list[str] | None) -> dict[str, str]:
             raise InputError(f"--provider-option {name} stands twice, as {options[name]} and {value}; allowed: once")
         options[name] = value
     return options
+
+
+def parse_outputs(texts: list[str]) -> tuple[Path, int | None]:
+    """``["model.onnx", "topk=5"]`` as the file to write and the number of best classes. Raises: InputError."""
+    counts = [text.removeprefix("topk=") for text in texts if text.startswith("topk=")]
+    paths = [text for text in texts if not text.startswith("topk=")]
+    if len(paths) != 1 or len(counts) > 1:
+        raise InputError(f"--output {' and '.join(texts)}; allowed: one file, and topk=N once")
+    if counts and not (counts[0].isascii() and counts[0].isdecimal()):
+        raise InputError(f"--output topk={counts[0]}; allowed: a whole number of classes, such as topk=5")
+    return Path(paths[0]), int(counts[0]) if counts else None
 
 
 def parse_shape(text: str | None) -> tuple[int, int, int] | None:

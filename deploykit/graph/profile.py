@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["profile_onnx"]
 
 
-_STRUCTURED = tuple(f"deploykit.{key}" for key in ("preprocess", "labels", "parity", "training"))
+_STRUCTURED = tuple(
+    f"deploykit.{key}"
+    for key in ("preprocess", "labels", "parity", "training", "graph_preprocess", "graph_parity")
+)
 
 
 def profile_onnx(
