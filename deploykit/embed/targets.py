@@ -29,6 +29,7 @@ _TEMPLATES = Path(__file__).parent.parent / "templates" / "embed"
 _MOST_PIXELS = 89_478_485  # of a picture; above it Pillow warns of a decompression bomb
 
 
+_DIGITS = tuple("0123456789")  # such models, of grey pictures, are also shown drawings, white on black as MNIST
 _MOST_WEB_PIXELS = 50_000_000  # WebAssembly has at most 4 GB, and a model may hold a picture several times as float32
 _SHARP = "0.35.5"  # the version that the Node app was tested with
 
@@ -48,6 +49,7 @@ class Target:
         what: What it is, for messages.
         pictures: Format of the golden pictures, Pillow's name.
         pixels_only: Whether it takes only models whose graph prepares the pictures, and why.
+        any_size_only: Whether it takes only models that take pictures of any size.
         runtime: The package that runs the model.
         most_pixels: Largest picture.
         copied: Template files that are taken as they are, by name in the app; those without a folder lie in the
@@ -64,6 +66,7 @@ class Target:
     filled: tuple[str, ...] = ("README.md",)
     needs_web_runtime: bool = False
     pixels_only: str = ""
+    any_size_only: bool = False
     most_pixels: int = _MOST_PIXELS
 
     def check(self, model: AppModel) -> None:
@@ -73,6 +76,11 @@ class Target:
                 f"{model.artifact.path} takes {model.feeding.dtype} that the app would have to prepare, and"
                 f" {self.pixels_only}; put the preprocessing into the graph:"
                 f" deploykit wrap {model.artifact.path} -o {model.artifact.name}.wrapped.onnx"
+            )
+        if self.any_size_only and (size := model.feeding.size) is not None:
+            raise InputError(
+                f"{model.artifact.path} takes pictures of {size[0]} x {size[1]} pixels only, and {self.what} is shown"
+                " pictures of any size; wrap or export it without --fixed-size"
             )
 
 
@@ -87,6 +95,25 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 runtime="onnxruntime",
                 copied=("classify.py",),
                 filled=("README.md", "requirements.txt"),
+            ),
+            Target(
+                name="web",
+                what="a page",
+                pictures="PNG",
+                runtime=web_runtime.PACKAGE,
+                copied=(
+                    "index.html",
+                    "style.css",
+                    "start.js",
+                    "app.js",
+                    "pictures.js",
+                    "drawing.js",
+                    "javascript/classifier.js",
+                ),
+                needs_web_runtime=True,
+                pixels_only="browsers resize otherwise than Python",
+                any_size_only=True,
+                most_pixels=_MOST_WEB_PIXELS,
             ),
             Target(
                 name="node",
@@ -171,6 +198,7 @@ def _facts(target: Target, model: AppModel, golden: Golden, title: str, runtime:
         "classes": len(golden.labels),
         "probabilities": model.probabilities,
         "most_pixels": target.most_pixels,
+        "digits": model.feeding.channels == 1 and golden.labels == _DIGITS,
         "runtime": {"package": target.runtime, "version": runtime},
         "made_by": f"deploykit {__version__}",
     }
