@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deploykit.artifact import Artifact
 from deploykit.graph.equalize_channels import equalize_channels
 from deploykit.graph.fold_pixels import fold_pixels
+from deploykit.graph.inferred import forget_shapes, infer_values
 from deploykit.graph.opset import upgraded
 from deploykit.graph.rewrites import REWRITES, rewrite_model
 from deploykit.runtime import Session, create_session, filled
@@ -102,9 +103,11 @@ class FloatModel:
         import onnx_ir as ir
 
         graph = self.graph()
+        infer_values(graph)
         folded = fold_pixels(graph)
         if folded is None:
             return self
+        forget_shapes(graph)
         proto, path = ir.to_proto(graph), self.path.with_name("pixels.onnx")
         onnx.save(proto, path)
         changes = {**self.changes, "fold_pixels": 1}

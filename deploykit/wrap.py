@@ -21,7 +21,8 @@ from deploykit.errors import InputError, ModelFileError
 from deploykit.figures import byte_text
 from deploykit.files import atomic_path, check_writable
 from deploykit.graph.class_outputs import CLASS_OUTPUTS, add_class_outputs
-from deploykit.graph.fold_pixels import FoldedPixels, fold_quantized_pixels
+from deploykit.graph.fold_quantized_pixels import fold_quantized_pixels
+from deploykit.graph.normalisation import FoldedPixels
 from deploykit.graph.opset import opset_of_proto, upgraded
 from deploykit.graph.picture_input import PictureInput, insert_picture_input
 from deploykit.graph.plain_weights import dense_weights, freeze_weights

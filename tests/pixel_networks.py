@@ -46,7 +46,11 @@ def pixel_network(path, pre, *, pads=1, classes=5, head="pool", opset=17, dtype=
         weights = [weight("w0", 16, depth, 3, 3, scale=0.2), weight("b0", 16, scale=0.1)]
         weights += [weight("w1", 16, 16, 3, 3, scale=0.1), weight("b1", 16, scale=0.1)]
         weights += [weight("w", classes, 16, scale=0.5), weight("b", classes, scale=0.1)]
-        nodes.append(helper.make_node("Conv", [read, "w0", "b0"], ["c0"], pads=[pads] * 4))
+        nodes.append(
+            helper.make_node(
+                "Conv", [read, "w0", "b0"], ["c0"], name="first", pads=[pads] * 4 if isinstance(pads, int) else pads
+            )
+        )
         nodes.append(helper.make_node("Relu", ["c0"], ["r0"]))
         nodes.append(helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", ["c1"], ["r1"]))

@@ -56,17 +56,19 @@ def test_without_padding_the_folded_network_is_the_same(tmp_path: Path, channels
 
 
 @pytest.mark.parametrize("channels", ["L", "RGB", "BGR"])
-def test_padding_differs_at_the_border_alone_and_within_the_bound(tmp_path: Path, channels: str) -> None:
+@pytest.mark.parametrize("pads", [1, [2, 0, 0, 1]])
+def test_padding_differs_at_the_border_alone_and_by_half_a_level(tmp_path: Path, channels: str, pads: object) -> None:
+    """Colours get a border of the mean pixel in whole numbers; one channel the zero point, which is that number."""
     pre = preprocess(channels=channels)
-    plain, folded, found = both_forms(pixel_network(tmp_path / "net.onnx", pre, pads=1))
-    assert found is not None
+    path = pixel_network(tmp_path / "net.onnx", pre, pads=pads)
+    plain, folded, found = both_forms(path)
     means = np.array(pre["mean"]) * 255
-    assert found.zero == round((means.min() + means.max()) / 2)
-    assert found.border == pytest.approx(np.abs(means - found.zero).max(), abs=1e-3)
+    assert found is not None and found.border == pytest.approx(np.abs(means - np.rint(means)).max(), abs=1e-3)
+    assert ("Concat" in [node.op_type for node in folded.graph.node]) == (channels != "L")
     pictures = images(channels=1 if channels == "L" else 3)
     wanted, got = (run(model, pictures, also="c0") for model in (plain, folded))
     difference = np.abs(wanted - got)
-    assert difference[..., 1:-1, 1:-1].max() < 2e-5 * np.abs(wanted).max()
+    assert difference[..., 2:-2, 2:-2].max() < 2e-5 * np.abs(wanted).max()
     step = 1 / 255 / min(pre["std"])
     weights = next(numpy_helper.to_array(t) for t in plain.graph.initializer if t.name == "w0")
     most = np.abs(weights).reshape(16, -1).sum(axis=1) * found.border * step
@@ -74,15 +76,22 @@ def test_padding_differs_at_the_border_alone_and_within_the_bound(tmp_path: Path
     assert difference.max() > 0  # the border is what the bound is for
 
 
-def test_one_channel_differs_by_half_a_level_at_most(tmp_path: Path) -> None:
-    _, _, found = both_forms(pixel_network(tmp_path / "net.onnx", preprocess(channels="L"), pads=1))
-    assert found is not None and 0 < found.border <= 0.5
+def test_the_border_keeps_any_batch(tmp_path: Path) -> None:
+    _, folded, found = both_forms(pixel_network(tmp_path / "net.onnx", preprocess(), pads=1))
+    assert found is not None
+    pictures = images(5)
+    together, alone = run(folded, pictures), [run(folded, picture[None]) for picture in pictures]
+    assert np.abs(together - np.concatenate(alone)).max() < 1e-5
 
 
-def test_means_that_lie_too_far_apart_are_not_folded_where_they_pad(tmp_path: Path) -> None:
-    pre = preprocess(mean=[0.1, 0.5, 0.9])
-    assert both_forms(pixel_network(tmp_path / "padded.onnx", pre, pads=1))[2] is None
-    assert both_forms(pixel_network(tmp_path / "bare.onnx", pre, pads=0))[2] is not None
+def test_without_a_known_size_means_that_lie_too_far_apart_are_not_folded(tmp_path: Path) -> None:
+    """One number for all channels would stand for colours that are up to 10 levels off."""
+    pre = preprocess(resize=32, crop="center")
+    assert both_forms(pixel_network(tmp_path / "padded.onnx", pre, pads=1), fixed=False)[2] is None
+    assert both_forms(pixel_network(tmp_path / "bare.onnx", pre, pads=0), fixed=False)[2] is not None
+    near = preprocess(resize=32, crop="center", mean=[0.5, 0.505, 0.51])
+    found = both_forms(pixel_network(tmp_path / "near.onnx", near, pads=1), fixed=False)[2]
+    assert found is not None and 1.0 < found.border <= 2.0
 
 
 def test_a_matrix_behind_a_view_takes_equal_statistics(tmp_path: Path) -> None:

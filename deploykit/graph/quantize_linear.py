@@ -102,9 +102,11 @@ class _Inserter:
         self.values = dict(_values(model.graph))
         self.steps: dict[str, np.float32] = {}  # of tensors, by their names before anything was inserted
         self.parameters: dict[str, tuple[onnx_ir.Value, onnx_ir.Value]] = {}
-        for name, step, zero in _restored_before(model.graph):
-            self.parameters[name] = (step, zero)
-            self.steps[name] = np.float32(array_of(step))
+        self.restored = [node for node in model.graph if node.op_type == "DequantizeLinear" and not node.domain]
+        for node in self.restored:  # rounded before the plan, as pixels are
+            name, (step, zero) = str(node.outputs[0].name), node.inputs[1:3]
+            if step is not None and zero is not None:
+                self.parameters[name], self.steps[name] = (step, zero), np.float32(array_of(step))
 
     def run(self, weights: Mapping[str, RoundedWeights], integer_bias: bool) -> None:
         layers = [node for node in self.graph if node.name in weights and node.name in self.plan.nodes]
@@ -117,6 +119,8 @@ class _Inserter:
         for node in layers:
             given = weights[str(node.name)]
             self._round_weights(node, given, self.steps[read[str(node.name)]], integer_bias)
+        for node in self.restored:
+            self._restore_in_float(node)
 
     def _stored(self, name: str, array: NDArray[np.generic]) -> onnx_ir.Value:
         import onnx_ir as ir
@@ -159,6 +163,29 @@ class _Inserter:
             use.node.replace_input_with(use.idx, restored.outputs[0])
         if value.is_graph_output() and maker is not None and self._is_integer(maker):
             self._answer_with(value, restored.outputs[0])
+
+    def _restore_in_float(self, node: onnx_ir.Node) -> None:
+        """For layers in float: ONNX Runtime rounds the weights of a convolution between DequantizeLinear and
+        QuantizeLinear itself, and has no reason to behind arithmetic.
+        """
+        import onnx_ir as ir
+
+        uses = [use for use in node.outputs[0].uses() if not self._is_integer(use.node)]
+        zero = array_of(node.inputs[2])
+        if not uses or zero is None:
+            return
+        name = str(node.outputs[0].name)
+        cast = ir.node("Cast", [node.inputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}_float")
+        centre = self._stored(f"{name}_centre", zero.astype(np.float32))
+        centred = ir.node("Sub", [cast.outputs[0], centre], name=f"{name}_centred")
+        scaled = ir.node("Mul", [centred.outputs[0], node.inputs[1]], name=f"{name}_scaled")
+        for made in (cast, centred, scaled):
+            made.outputs[0].name = made.name
+        self.graph.insert_after(node, [cast, centred, scaled])
+        for use in uses:
+            use.node.replace_input_with(use.idx, scaled.outputs[0])
+        if not node.outputs[0].uses():
+            self.graph.remove(node, safe=True)
 
     def _tabulate(self, node: onnx_ir.Node) -> None:
         """max(0, min(1, αx + β)), whose cuts are the ends of uint8: round(255·(αx + β)) is x in steps of 1/(255·α)
@@ -261,13 +288,6 @@ def _with_room_for_bias(given: RoundedWeights, input_step: np.float32, axis: int
     shape[axis] = -1
     integers = np.rint(given.integers * (given.steps / steps).reshape(shape)).astype(np.int8)
     return replace(given, integers=integers, steps=steps)
-
-
-def _restored_before(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Value, onnx_ir.Value]]:
-    """Tensors that were rounded before the plan: name, step and zero point."""
-    for node in graph:
-        if node.op_type == "DequantizeLinear" and not node.domain and node.inputs[1] and node.inputs[2]:
-            yield str(node.outputs[0].name), node.inputs[1], node.inputs[2]
 
 
 def _values(graph: onnx_ir.Graph) -> Iterator[tuple[str, onnx_ir.Value]]:
