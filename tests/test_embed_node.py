@@ -232,6 +232,7 @@ def test_damaged_png_is_one_line(app, tmp_path):
             lambda folder: (folder / "model.onnx").write_bytes(b"x" * (folder / "model.onnx").stat().st_size),
             "cannot be started",
         ),
+        (lambda folder: (folder / "labels.txt").write_text("a\nb\n"), "names 2 classes instead of 6"),
         (lambda folder: (folder / "model.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "runtime" / "ort-wasm-simd-threaded.wasm").unlink(), "cannot read"),
         (lambda folder: (folder / "runtime" / "ort.js").unlink(), "runtime cannot be started"),

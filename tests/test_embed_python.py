@@ -224,6 +224,7 @@ def _broken_model(folder):
         (_broken_model, "not a usable model"),
         (lambda folder: (folder / "model.onnx").unlink(), "cannot read"),
         (lambda folder: (folder / "labels.txt").unlink(), "cannot read"),
+        (lambda folder: (folder / "labels.txt").write_text("a\nb\n"), "names 2 classes instead of 6"),
         (lambda folder: (folder / "model.json").write_text("{"), "damaged"),
     ],
 )

@@ -55,6 +55,7 @@ class Target:
         copied: Template files that are taken as they are, by name in the app; those without a folder lie in the
             target's own.
         filled: Template files with placeholders.
+        plain_facts: Whether what the code has to know also stands in text files that need no parser of JSON.
         needs_web_runtime: Whether onnxruntime-web's files go into the folder.
     """
 
@@ -64,6 +65,7 @@ class Target:
     runtime: str
     copied: tuple[str, ...]
     filled: tuple[str, ...] = ("README.md",)
+    plain_facts: bool = False
     needs_web_runtime: bool = False
     pixels_only: str = ""
     any_size_only: bool = False
@@ -76,6 +78,10 @@ class Target:
                 f"{model.artifact.path} takes {model.feeding.dtype} that the app would have to prepare, and"
                 f" {self.pixels_only}; put the preprocessing into the graph:"
                 f" deploykit wrap {model.artifact.path} -o {model.artifact.name}.wrapped.onnx"
+            )
+        if self.pixels_only and model.artifact.outputs[0].dtype != "float32":
+            raise InputError(
+                f"{model.artifact.path} answers {model.artifact.outputs[0].dtype}; {self.what} reads float32"
             )
         if self.any_size_only and (size := model.feeding.size) is not None:
             raise InputError(
@@ -114,6 +120,15 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 pixels_only="browsers resize otherwise than Python",
                 any_size_only=True,
                 most_pixels=_MOST_WEB_PIXELS,
+            ),
+            Target(
+                name="c",
+                what="a C program",
+                pictures="PPM",
+                runtime="onnxruntime",
+                copied=("classify.c", "CMakeLists.txt"),
+                plain_facts=True,
+                pixels_only="C has no pictures to resize",
             ),
             Target(
                 name="node",
@@ -165,6 +180,7 @@ def content_of(target: Target, model: AppModel, golden: Golden, options: EmbedOp
         "LICENSE": _licence(),
         **_golden_files(target, golden),
         **_template_files(target, _words(target, model, golden, title, runtime)),
+        **(_plain_facts(target, model, golden) if target.plain_facts else {}),
     }
     return AppContent(contents, {"model.onnx": model.artifact.path, **copies}, runtime)
 
@@ -204,9 +220,26 @@ def _facts(target: Target, model: AppModel, golden: Golden, title: str, runtime:
     }
 
 
-def _golden_files(target: Target, golden: Golden) -> dict[str, bytes]:
+def _ending(target: Target, golden: Golden) -> str:
     grey = golden.pictures[0].pixels.shape[2] == 1
-    ending = {"PNG": ".png", "PPM": ".pgm" if grey else ".ppm"}[target.pictures]
+    return {"PNG": ".png", "PPM": ".pgm" if grey else ".ppm"}[target.pictures]
+
+
+def _plain_facts(target: Target, model: AppModel, golden: Golden) -> dict[str, bytes]:
+    """``model.txt`` and ``golden/golden.txt``: words and numbers, as C's fscanf reads them."""
+    words = (
+        f"model_bytes {model.artifact.file_bytes}",
+        f"classes {len(golden.labels)}",
+        f"gives_probabilities {int(model.probabilities)}",
+    )
+    lines = [f"pictures {len(golden.pictures)} tolerance {golden.tolerance:.9g}"]
+    for name, picture in zip(golden.names(_ending(target, golden)), golden.pictures, strict=True):
+        lines.append(f"{name} {picture.winner} " + " ".join(f"{value:.9g}" for value in picture.outputs))
+    return {"model.txt": ("\n".join(words) + "\n").encode(), "golden/golden.txt": ("\n".join(lines) + "\n").encode()}
+
+
+def _golden_files(target: Target, golden: Golden) -> dict[str, bytes]:
+    ending = _ending(target, golden)
     files = {"golden/golden.json": _json(golden.to_json(ending))}
     for name, picture in zip(golden.names(ending), golden.pictures, strict=True):
         files[f"golden/{name}"] = picture.encoded(target.pictures)

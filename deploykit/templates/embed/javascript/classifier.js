@@ -28,6 +28,9 @@ export class Classifier {
   static async open(ort, read) {
     const facts = jsonOf(await read("model.json"), "model.json");
     const labels = textOf(await read("labels.txt")).trimEnd().split("\n");
+    if (labels.length !== facts.classes) {
+      throw new UnusableError(`labels.txt names ${labels.length} classes instead of ${facts.classes}; copy it again`);
+    }
     const model = await read(facts.model);
     if (model.length !== facts.model_bytes) {
       throw new UnusableError(

@@ -53,6 +53,8 @@ class Classifier:
         self.folder = Path(__file__).parent if folder is None else Path(folder)
         self.facts = _read_json(self.folder / "model.json")
         self.labels = _read(self.folder / "labels.txt").decode().rstrip("\n").split("\n")
+        if len(self.labels) != self.facts["classes"]:
+            raise UnusableError(f"labels.txt names {len(self.labels)} classes instead of {self.facts['classes']}")
         self.input: dict[str, Any] = self.facts["input"]
         self.session = self._open(threads)
 
