@@ -293,6 +293,8 @@ def check_model(model: onnx.ModelProto, source: Path) -> None:
     """Raises: ModelFileError when ``model`` is empty, or the file that it was read from breaks the ONNX standard."""
     import onnx
 
+    if not source.stat().st_size:
+        raise ModelFileError(f"{source} is empty; expected an ONNX model")
     if not model.graph.node or not model.graph.output or not model.ir_version:
         raise ModelFileError(f"{source} is not a usable ONNX model: it has no nodes or no outputs")
     try:

@@ -41,6 +41,7 @@ class Part:
         provider: What really ran.
         threads: Of one operator.
         notes: What a reader of its figures has to know.
+        timer_step_ns: The smallest step of the timer.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -50,6 +51,7 @@ class Part:
     provider: str
     threads: int
     notes: tuple[str, ...] = ()
+    timer_step_ns: int = 0
 
     @classmethod
     def of(cls, process: ModelProcess) -> Part:
@@ -65,6 +67,7 @@ class Part:
             provider=started["provider"],
             threads=started["threads"],
             notes=tuple(started["notes"]),
+            timer_step_ns=process.warm["timer_step_ns"],
         )
 
     def round_logs(self) -> NDArray[np.float64]:

@@ -33,6 +33,10 @@ _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial(\.[^.]*)?")
 
 
 def _output_error(path: Path, problem: OSError) -> OutputError:
+    with suppress(OSError):  # a parent that may not be looked into
+        in_the_way = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+        if in_the_way is not None:
+            return OutputError(f"cannot write {path}: {in_the_way} is no folder; choose a path below folders")
     reason = problem.strerror or str(problem)
     return OutputError(f"cannot write {path}: {reason}; choose a folder with free space that you may write to")
 
@@ -66,11 +70,13 @@ def destination(path: str | os.PathLike[str]) -> Path:
 
 def _check_target(target: Path, overwrite: bool) -> None:
     try:
-        exists, folder = target.exists(), target.is_dir()
+        exists, folder, regular = target.exists(), target.is_dir(), target.is_file()
     except OSError as problem:
         raise _output_error(target, problem) from problem
     if folder:
         raise OutputError(f"cannot write {target}: it is a folder; give the path of a file")
+    if exists and not regular:  # the move into place would replace /dev/null itself
+        raise OutputError(f"cannot write {target}: it is a device, a pipe or a socket; give the path of a file")
     if exists and not overwrite:
         raise OutputError(f"{target} exists already; give another path or --overwrite")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploykit import __version__, environment
+from deploykit import __version__, environment, stats
 from deploykit.artifact import Preprocess
 from deploykit.bench_options import BenchOptions
 from deploykit.comparability import mismatches
@@ -33,7 +33,7 @@ from deploykit.gate_checks import (
 )
 from deploykit.gate_measurement import Measurement
 from deploykit.gate_options import GateOptions, changed
-from deploykit.latencies import latency_of
+from deploykit.latencies import latency_of, pooled, timer_note
 from deploykit.paired_answers import PairedAnswers, answers_of_both
 from deploykit.progress import Progress, silent
 from deploykit.verdicts import Check, PairTurns, Side, Verdict, worst
@@ -164,8 +164,6 @@ def _refusal(measurement: Measurement, against: Baseline) -> str:
     """Why a stored timing cannot be compared; empty where it can, or where nothing is stored."""
     if against.stored is None or against.record is None:
         return ""
-    if not against.stored.stable:
-        return f"not comparable with {against.source}: it is marked unstable, {'; '.join(against.stored.warnings)}"
     setting = measurement.models[0].setting
     here = {
         "provider": setting.provider,
@@ -176,7 +174,11 @@ def _refusal(measurement: Measurement, against: Baseline) -> str:
         "io_binding": measurement.setting.binds(setting.provider),
     }
     found = mismatches(against.stored, against.record.environment, environment.describe(), here)
-    return f"not comparable with {against.source}: " + "; ".join(map(str, found)) if found else ""
+    if found:  # before the noise: measuring again would not help
+        return f"not comparable with {against.source}: " + "; ".join(map(str, found))
+    if not against.stored.stable:
+        return f"not comparable with {against.source}: it is marked unstable, {'; '.join(against.stored.warnings)}"
+    return ""
 
 
 def _record(
@@ -261,3 +263,14 @@ def _doubts(duets: Sequence[Duet], provider: str) -> Iterator[str]:
         if part.provider != provider:
             yield f"provider {provider!r} could not be used; these are figures of {part.provider!r}"
         yield from part.notes
+    if note := _short_call(parts):
+        yield note
+
+
+def _short_call(parts: Sequence[Part]) -> str | None:
+    """Says so where calls are so short that what surrounds them hides a part of a slowdown."""
+    timed = [part for part in parts if part.blocks]
+    if not timed:
+        return None
+    shortest_ms = min(stats.median(pooled([part.blocks])) for part in timed)
+    return timer_note(shortest_ms, min(part.timer_step_ns for part in timed))

@@ -65,7 +65,9 @@ def open_baseline(
     if not isinstance(record, Bench):
         raise InputError(f"{baseline} is a record of kind {record.kind!r}; expected one of deploykit bench, 'timing'")
     found = _of_model(record, candidate.name.removesuffix(".onnx"), model, str(baseline))
-    return Baseline("record", None, _of_setting(found, options, str(baseline)), record, str(baseline))
+    stored = _of_setting(found, options, str(baseline))
+    _check_figures(stored, str(baseline))
+    return Baseline("record", None, stored, record, str(baseline))
 
 
 def _of_model(record: Bench, candidate: str, model: str | None, source: str) -> list[Timing]:
@@ -77,6 +79,14 @@ def _of_model(record: Bench, candidate: str, model: str | None, source: str) -> 
         asked = model or candidate
         raise InputError(f"{source} has no timing of {asked!r}; choose with --baseline-model among: {listed}")
     return found
+
+
+def _check_figures(stored: Timing, source: str) -> None:
+    latency, peak = stored.latency_ms, stored.memory.peak_bytes
+    figures = {"median": latency.median, "ci_low": latency.ci_low, "ci_high": latency.ci_high, "peak_bytes": peak}
+    for name, value in figures.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{source} says {name} {value:g} of {stored.model!r}; allowed: above 0")
 
 
 def _of_setting(found: list[Timing], options: GateOptions, source: str) -> Timing:

@@ -82,7 +82,7 @@ class GateOptions:
         if self.max_latency_ms is not None:
             Limit(self.max_latency_ms)
         if self.max_drop is not None and not 0.0 <= self.max_drop < 1.0:
-            raise InputError(f"largest drop {self.max_drop:g}; allowed: a fraction from 0 to below 1")
+            raise InputError(f"largest drop {self.max_drop:g}; allowed: 0 to below 1, that is below 100 points")
         if self.min_agreement is not None and not 0.0 < self.min_agreement <= 1.0:
             raise InputError(f"least agreement {self.min_agreement:g}; allowed: a fraction above 0, up to 1")
 

@@ -57,7 +57,7 @@ class QuantizeOptions:
         if not 0 <= self.seed < _SEEDS:
             raise InputError(f"seed {self.seed}; allowed: 0 to {_SEEDS - 1}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to below 1")
+            raise InputError(f"largest drop {self.max_drop}; allowed: 0 to below 1, that is below 100 points")
         if chosen.budgeted and self.max_drop is None:
             raise InputError(f"recipe {chosen.name} without a largest drop; give one, such as 0.5 points")
         if chosen.precision == "fp16" and self.max_drop is not None:

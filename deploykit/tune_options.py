@@ -55,7 +55,7 @@ class TuneOptions:
         if self.objective not in OBJECTIVES:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
         if not 0 <= self.max_drop <= 1:
-            raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to 1")
+            raise InputError(f"largest drop {self.max_drop}; allowed: a fraction from 0 to 1, that is 0 to 100 points")
         for name in self.recipes or ():
             if name not in (*FLOAT_FORMS, *RECIPES):
                 raise UnknownNameError("recipe", name, (*FLOAT_FORMS, *RECIPES))

@@ -88,7 +88,7 @@ class Worker:
             raise self._died(do)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _as_error(answer["error"], answer["message"])
+            raise self._raised(answer["error"], answer["message"])
         return answer
 
     def _read(self) -> None:
@@ -110,6 +110,11 @@ class Worker:
     def _error(self, reason: str) -> DeploykitError:
         kind = InputError if self._provider == "cpu" else ProviderError
         return kind(f"{self.name}: the process that ran it on provider {self._provider!r} {reason}")
+
+    def _raised(self, kind: str, message: str) -> DeploykitError:
+        """What was raised there, with the model's name where it is the model's fault and not said."""
+        named = self.name in message or kind not in ("InputError", "ModelFileError")
+        return _as_error(kind, message if named else f"{self.name}: {message}")
 
     def _last_words(self) -> str:
         self._log.seek(0)

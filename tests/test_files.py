@@ -68,6 +68,28 @@ def test_a_folder_is_no_target(tmp_path: Path) -> None:
         write_text(tmp_path, "x")
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_pipe_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    """As root, moving a file onto /dev/null would replace the device of the whole machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for attempt in (
+        lambda: write_text(pipe, "x", overwrite=overwrite),
+        lambda: check_writable(pipe, overwrite=overwrite),
+    ):
+        with pytest.raises(OutputError, match="device, a pipe or a socket"):
+            attempt()
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_file_among_the_parents_is_named(tmp_path: Path) -> None:
+    parent = write_text(tmp_path / "file", "in the way")
+    for attempt in (lambda: write_text(parent / "b" / "x", "x"), lambda: check_writable(parent / "b" / "x")):
+        with pytest.raises(OutputError, match="file is no folder; choose a path below folders"):
+            attempt()
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """A limit on file size gives the same OSError path as a full disk, without a disk to fill."""
     target = write_bytes(tmp_path / "x", b"old")

@@ -437,6 +437,38 @@ def test_mismatches_name_the_keys(stored):
     assert "cpu: unknown in the record" in str(next(item for item in found if item.key == "cpu"))
 
 
+def test_the_machine_is_named_before_the_noise(models, stored, tmp_path):
+    noisy = replace(stored.results[0], stable=False, warnings=("the latencies spread by 40%",))
+    elsewhere = {**stored.environment, "cpu": "Other CPU 9000"}
+    path = write_json(tmp_path / "noisy.json", replace(stored, results=(noisy,), environment=elsewhere).to_document())
+    assert "cpu: Other CPU 9000" in gate_onnx(models["one"], baseline=path, max_slowdown=9.0).checks[0].remark
+
+
+@pytest.mark.parametrize(("figure", "value"), [("median", -1.0), ("ci_low", 0.0), ("peak_bytes", 0)])
+def test_impossible_figures_of_a_record_are_refused(models, stored, tmp_path, capsys, figure, value):
+    document = stored.to_document()
+    (timing,) = document["results"]
+    timing["memory" if figure == "peak_bytes" else "latency_ms"][figure] = value
+    path = write_json(tmp_path / "impossible.json", document)
+    assert main(["gate", str(models["one"]), "--baseline", str(path)]) == 2
+    assert f"impossible.json says {figure} {value:g} of 'one'; allowed: above 0" in capsys.readouterr().err
+
+
+def test_the_model_that_cannot_run_is_named(tmp_path, capsys):
+    shape = numpy_helper.from_array(np.array([3, 5], np.int64), "shape")
+    ends = [("x", TensorProto.FLOAT, [1, 16])], [("y", TensorProto.FLOAT, None)]
+    save_graph(tmp_path / "unfit.onnx", [helper.make_node("Reshape", ["x", "shape"], ["y"])], *ends, [shape])
+    assert main(["gate", str(tmp_path / "unfit.onnx"), "--self-test"]) == 2
+    assert capsys.readouterr().err.startswith("error: unfit: cannot run the model: ")
+
+
+def test_calls_that_are_mostly_overhead_are_doubted(tmp_path):
+    ends = [("x", TensorProto.FLOAT, [1, 4])], [("y", TensorProto.FLOAT, [1, 4])]
+    tiny = save_graph(tmp_path / "tiny.onnx", [helper.make_node("Relu", ["x"], ["y"])], *ends)
+    record = gate_onnx(tiny, options=replace(QUICK, self_test=True, budget_s=5))
+    assert any("of which Python's call into ONNX Runtime is a good part" in text for text in record.warnings)
+
+
 def test_a_timing_of_a_noisy_machine_is_not_compared(models, stored, tmp_path):
     noisy = replace(stored.results[0], stable=False, warnings=("the latencies spread by 40%",))
     path = write_json(tmp_path / "noisy.json", replace(stored, results=(noisy,)).to_document())

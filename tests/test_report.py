@@ -424,6 +424,14 @@ def test_nothing_is_overwritten_unasked(folder, tmp_path):
     assert target.read_text().startswith("name,network")
 
 
+def test_a_record_is_never_replaced_by_a_report(tmp_path):
+    record = write_json(tmp_path / "timing.json", {"schema": "deploykit.timing/1", "results": []})
+    before = record.read_bytes()
+    with pytest.raises(OutputError, match="a record of measurements"):
+        write_report([tmp_path], record, overwrite=True)
+    assert record.read_bytes() == before
+
+
 def test_a_second_report_of_the_same_folder_is_the_same(tmp_path):
     write_records(tmp_path, {"a.json": accuracy("lenet5", "fp32", 5000, 0.99)})
     first = write_report([tmp_path], tmp_path / "r.json").read_bytes()

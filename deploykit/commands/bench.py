@@ -108,7 +108,7 @@ def bench(
     )
     if output:
         check_writable(output, overwrite=overwrite)
-    files = ci_files(github_benchmark, bencher, junit, summary, overwrite=overwrite)
+    files = ci_files(github_benchmark, bencher, junit, summary, record=output, overwrite=overwrite)
     with progress_bar() as progress:
         record = bench_onnx(models, options, progress=progress)
     if output:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploykit.errors import InputError
 from deploykit.terminal import note, print_line
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ def ci_files(
     junit: Path | None,
     summary: Path | None,
     *,
+    record: Path | None,
     overwrite: bool,
 ) -> CiFiles:
-    """The files to write, after making sure that they can be. Raises: OutputError."""
+    """The files to write beside the ``record``, after making sure that they can be. Raises: InputError, OutputError."""
     from deploykit.ci_outputs import CiFiles, check_outputs
 
+    named = [path.resolve() for path in (record, github_benchmark, bencher, junit) if path is not None]
+    if twice := [path for path in named if named.count(path) > 1]:
+        raise InputError(f"{twice[0]} is named for several outputs; give each a path of its own")
     given = {"github_benchmark": github_benchmark, "bencher": bencher, "junit": junit}
     files = CiFiles.given(os.environ, summary, **given)
     check_outputs(files, overwrite=overwrite)

@@ -178,9 +178,9 @@ def _factorize(
     from deploykit.files import check_writable, write_json
 
     options = FactorizeOptions(rank, threads)
+    check_writable(output, overwrite=overwrite)
     beside = output.with_name(output.name.removesuffix(".onnx") + ".compression.json")
-    for target in (output, beside):
-        check_writable(target, overwrite=overwrite)
+    check_writable(beside, overwrite=overwrite)
     pictures = load_for_model(Artifact.read(source), data, "auto", data_dir) if data else None
     given = parse_preprocess(preprocess)
     with progress_bar() as progress:

@@ -122,7 +122,7 @@ def gate(
     )
     if output:
         check_writable(output, overwrite=overwrite)
-    files = ci_files(github_benchmark, bencher, junit, summary, overwrite=overwrite)
+    files = ci_files(github_benchmark, bencher, junit, summary, record=output, overwrite=overwrite)
     pictures = _pictures(candidate, baseline, options, data, split, data_dir)
     with progress_bar() as progress:
         record = gate_onnx(

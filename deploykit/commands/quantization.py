@@ -81,9 +81,9 @@ def quantize(
         keep_float=tuple(keep_float or ()),
         without=tuple(without or ()),
     )
+    check_writable(output, overwrite=overwrite)
     beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
-    for path in (output, beside):
-        check_writable(path, overwrite=overwrite)
+    check_writable(beside, overwrite=overwrite)
     artifact = Artifact.read(model)
     dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
     with progress_bar() as progress:

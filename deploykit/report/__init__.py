@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploykit import charts
-from deploykit.errors import InputError
+from deploykit.errors import InputError, OutputError
 from deploykit.files import check_writable, write_text
 from deploykit.report.comparing import Diff, compare
 from deploykit.report.environments import Environments
 from deploykit.report.markdown import markdown_text
 from deploykit.report.page import html_text
-from deploykit.report.reading import Collection, collect
+from deploykit.report.reading import Collection, collect, is_record
 from deploykit.report.rows import Caveat, Row
 from deploykit.report.tables import csv_text, json_text, report_document
 
@@ -61,7 +61,7 @@ def write_report(
 
     Raises:
         InputError: Another ending, a path that does not exist, a named file that is no record, or no record at all.
-        OutputError: ``output`` exists, or cannot be written.
+        OutputError: ``output`` exists, is itself a record, or cannot be written.
         MissingDependencyError: The report extra is not installed, and the ending is ``.html``.
     """
     target = Path(output)
@@ -105,4 +105,6 @@ def check_report(output: str | os.PathLike[str], *, overwrite: bool = False) -> 
     """Raises what ``write_report`` would of ``output``, before anything is measured for it."""
     if Path(output).suffix.lower() not in _ENDINGS:
         raise InputError(f"a report ends in {', '.join(_ENDINGS)}; received {Path(output).name!r}")
+    if is_record(output):
+        raise OutputError(f"{output} is a record of measurements, which a report never replaces; give another path")
     check_writable(output, overwrite=overwrite)

@@ -28,7 +28,7 @@ from deploykit.results import (
     read_record,
 )
 
-__all__ = ["Collection", "collect"]
+__all__ = ["Collection", "collect", "is_record"]
 
 _SHOWN = (Profile, Accuracy, Bench, Training, Quantization, Claims, Verification, Compression, Tuning, Verdict)
 _SCHEMA = re.compile(rf'"schema"\s*:\s*"deploykit\.({"|".join(cls.kind for cls in _SHOWN)})/'.encode())
@@ -176,6 +176,11 @@ def _below(folder: Path) -> list[Path]:
     """The JSON files of a folder and its subfolders, without hidden ones: a file being written is hidden."""
     found = (path for path in folder.rglob("*.json") if path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def is_record(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is there and is a record that reports are made from, or was before it was damaged."""
+    return Path(path).is_file() and _claims_to_be_record(Path(path))
 
 
 def _claims_to_be_record(path: Path) -> bool:
