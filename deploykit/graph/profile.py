@@ -26,8 +26,7 @@ __all__ = ["profile_onnx"]
 
 
 _STRUCTURED = tuple(
-    f"deploykit.{key}"
-    for key in ("preprocess", "labels", "parity", "training", "graph_preprocess", "graph_parity")
+    f"deploykit.{key}" for key in ("preprocess", "labels", "parity", "training", "graph_preprocess", "graph_parity")
 )
 
 
