@@ -466,9 +466,8 @@ def test_calls_that_are_mostly_overhead_are_doubted(tmp_path):
     ends = [("x", TensorProto.FLOAT, [1, 4])], [("y", TensorProto.FLOAT, [1, 4])]
     tiny = save_graph(tmp_path / "tiny.onnx", [helper.make_node("Relu", ["x"], ["y"])], *ends)
     record = gate_onnx(tiny, options=replace(QUICK, self_test=True, budget_s=5))
-    shortest = min(side.latency_ms.median for side in (record.candidate, record.baseline) if side and side.latency_ms)
-    said = any("of which Python's call into ONNX Runtime is a good part" in text for text in record.warnings)
-    assert said or shortest > 0.015  # a busy machine may take longer for it than the 20 µs from which it goes unsaid
+    # By the timer's steps or by the call itself, whichever this machine has more of.
+    assert any(text.startswith("a call takes ") for text in record.warnings)
 
 
 def test_a_timing_of_a_noisy_machine_is_not_compared(models, stored, tmp_path):
