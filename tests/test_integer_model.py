@@ -151,7 +151,7 @@ def _exported(name: str, folder: Path, size: int) -> tuple[Path, np.ndarray]:
         pytest.param("densenet121", 64, marks=pytest.mark.slow),
         pytest.param("googlenet-bn", 64, marks=pytest.mark.slow),
         pytest.param("resnet50", 64, marks=pytest.mark.slow),
-        pytest.param("vgg11-bn", 64, marks=pytest.mark.slow),
+        pytest.param("vgg11-bn", 224, marks=pytest.mark.slow),
     ],
 )
 def test_reference_networks_have_no_float_islands(name: str, size: int, tmp_path: Path) -> None:

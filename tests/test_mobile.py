@@ -131,7 +131,7 @@ def test_it_learns_a_batch(name):
             layer.p = 0.0
     x, y = torch.randn(16, 3, 40, 40), torch.arange(16) % 4
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-    for _ in range(12):
+    for _ in range(30):
         loss = nn.functional.cross_entropy(module(x), y)
         optimizer.zero_grad()
         loss.backward()

@@ -282,7 +282,7 @@ def check_network(network, size, tmp_path, **options):
     ("network", "size", "expected"),
     [
         ("resnet18", 64, {"GlobalAveragePool": 1, "Conv": 20}),
-        ("densenet121", 64, {"GlobalAveragePool": 1, "Conv": 182, "Concat": 58}),
+        ("densenet121", 64, {"GlobalAveragePool": 1, "Conv": 185, "Concat": 58}),
         ("googlenet", 64, {"LRN": 2}),
         ("alexnet", 96, {"LRN": 2}),
         ("mobilenet-v3-small", 64, {}),
