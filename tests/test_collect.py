@@ -299,7 +299,7 @@ print(collect(40), collect(120))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     few, many = map(int, done.stdout.split())
-    assert many < few + 20_000_000
+    assert many < few + 80_000_000  # the 80 samples more have 236 MB of tensors; freed blocks vary by some 30 MB
 
 
 def test_samples_come_from_a_calibration(tmp_path: Path) -> None:
