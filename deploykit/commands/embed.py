@@ -44,6 +44,9 @@ def embed(
             help="A record, or a folder of them, for the bundle; may be repeated. By default those beside the model."
         ),
     ] = None,
+    ort_format: Annotated[
+        bool, typer.Option("--ort-format", help="Add model.ort and required_operators.config, for minimal builds.")
+    ] = False,
     runtime: Annotated[
         Path | None,
         typer.Option(help="The npm package onnxruntime-web (.tgz or a folder), where npm is not to be asked for it."),
@@ -70,7 +73,7 @@ def embed(
         golden=_golden_source(model, data, data_dir, golden or ()),
         bundle=bundle,
         preprocess=parse_preprocess(preprocess),
-        options=EmbedOptions(title=title, records=tuple(record or ()), runtime=runtime),
+        options=EmbedOptions(title=title, records=tuple(record or ()), ort_format=ort_format, runtime=runtime),
         overwrite=overwrite,
     )
     if as_json:
@@ -103,6 +106,8 @@ def _print(written: Embedding) -> None:
             f"{app.folder}: {app.target} app with {written.model}, {len(app.files)} files,"
             f" {byte_text(app.total_bytes)}; {app.runtime} {app.runtime_version}"
         )
+        if app.ort_max_abs is not None:
+            print_line(f"model.ort answers as the model within {app.ort_max_abs:.2g}")
     print_line(f"the {'graph' if written.prepared_by == 'graph' else 'app'} prepares pictures")
     print_line(f"golden test: {', '.join(written.golden)}; outputs may differ by {written.tolerance:.3g}")
     if written.bundle:

@@ -19,11 +19,12 @@ from deploykit.data.dataset import Dataset
 from deploykit.embed.app_model import AppModel
 from deploykit.embed.bundle import write_bundle
 from deploykit.embed.bundle_check import is_bundle, verify_bundle
+from deploykit.embed.content import content_of
 from deploykit.embed.folder import check_folder, write_folder
 from deploykit.embed.golden import Golden, chosen_from, chosen_pictures
 from deploykit.embed.lineage import measured_beside
 from deploykit.embed.options import EmbedOptions
-from deploykit.embed.targets import TARGETS, Target, content_of, target_named
+from deploykit.embed.targets import TARGETS, Target, target_named
 from deploykit.embeddings import App, Bundle, Embedding
 from deploykit.errors import InputError
 from deploykit.files import check_writable
@@ -58,6 +59,7 @@ def embed_onnx(
         UnknownNameError: No such target.
         InputError: The model, its labels or the pictures cannot be used in such an app.
         DataError: A picture cannot be read.
+        ParityError: The model's ``.ort`` form answers otherwise.
         OutputError: Something that exists would be replaced, or a place cannot be written.
     """
     asked = options or EmbedOptions()
@@ -126,6 +128,7 @@ def _written(
         runtime_version=content.runtime_version,
         files=files,
         total_bytes=sum(file.file_bytes for file in files),
+        ort_max_abs=content.ort_max_abs,
     )
 
 

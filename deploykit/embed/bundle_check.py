@@ -15,15 +15,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploykit import __version__, environment
-from deploykit.artifact import Preprocess
+from deploykit.answers import first_answers
 from deploykit.data.picture import read_picture
-from deploykit.embed.app_model import AppModel
 from deploykit.embed.bundle import MANIFEST, SCHEMA
+from deploykit.embed.feeding import Feeding
 from deploykit.embeddings import BundleVerification, GoldenCheck
 from deploykit.errors import DataError, DeploykitError, InputError
 from deploykit.files import read_json, sha256_file
+from deploykit.runtime import create_session
 
 __all__ = ["is_bundle", "verify_bundle"]
 
@@ -152,7 +154,7 @@ def _golden(archive: zipfile.ZipFile, app: str, names: list[str], problems: list
                 shutil.copyfileobj(content, copy, _CHUNK_BYTES)
         try:
             return _checked(Path(temporary), app)
-        except (DeploykitError, KeyError, TypeError, ValueError) as problem:
+        except (DeploykitError, IndexError, KeyError, TypeError, ValueError, OSError) as problem:
             problems.append(f"{app}: the golden test cannot run ({' '.join(str(problem).split())})")
             return []
 
@@ -160,23 +162,34 @@ def _golden(archive: zipfile.ZipFile, app: str, names: list[str], problems: list
 def _is_needed(name: str) -> bool:
     parts = PurePosixPath(name).parts
     in_golden = len(parts) == 2 and parts[0] == "golden" and parts[1] != ".."
-    return in_golden or name in ("model.json", "model.onnx", "labels.txt")
+    return in_golden or name in ("model.json", "model.onnx", "model.ort", "labels.txt")
 
 
 def _checked(folder: Path, app: str) -> list[GoldenCheck]:
     facts, golden = read_json(folder / "model.json"), read_json(folder / "golden" / "golden.json")
-    if facts["model_sha256"] != sha256_file(folder / "model.onnx"):
+    if facts["model"] not in ("model.onnx", "model.ort"):
+        raise DataError(f"model.json names the model {facts['model']!r}; allowed: model.onnx, model.ort")
+    if facts["model_sha256"] != sha256_file(folder / facts["model"]):
         raise DataError("model.json names another model than the one beside it")
-    how = facts["input"]["preprocess"]
-    model = AppModel.open(folder / "model.onnx", how and Preprocess.from_json(how))
+    feeding = Feeding.from_json(facts["input"])
+    session = create_session(folder / facts["model"], threads=1, spinning=False)
     labels = (folder / "labels.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     checks = []
     for item in golden["pictures"]:
-        if PurePosixPath(item["file"]).name != item["file"]:
-            raise DataError(f"golden.json names {item['file']!r}; allowed: files beside it")
-        outputs = model.outputs(read_picture(folder / "golden" / item["file"], model.feeding.channels))
+        rows = feeding.input(_golden_pixels(folder, item, feeding.channels))
+        outputs = first_answers(session, rows, facts["model"], what="golden pictures").reshape(-1)
         worst = float(np.abs(outputs - np.array(item["outputs"], np.float32)).max())
         found = labels[int(outputs.argmax())]
         passed = found == item["label"] and worst <= golden["tolerance"]
         checks.append(GoldenCheck(app, item["file"], item["label"], found, worst, passed))
     return checks
+
+
+def _golden_pixels(folder: Path, item: Mapping[str, Any], channels: int) -> NDArray[np.uint8]:
+    name = item["file"]
+    if PurePosixPath(name).name != name:
+        raise DataError(f"golden.json names {name!r}; allowed: files beside it")
+    path = folder / "golden" / name
+    if path.suffix == ".bin":
+        return np.fromfile(path, np.uint8).reshape(item["height"], item["width"], item["channels"])
+    return read_picture(path, channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,19 @@ class Feeding:
             "size": None if self.size is None else list(self.size),
             "preprocess": self.preprocess and self.preprocess.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Feeding:
+        """Reads ``input`` of a ``model.json``. Raises: KeyError, TypeError, ValueError or InputError."""
+        size, how = value["size"], value["preprocess"]
+        return cls(
+            name=str(value["name"]),
+            dtype=str(value["dtype"]),
+            channels=int(value["channels"]),
+            takes_pixels=bool(value["takes_pixels"]),
+            size=None if size is None else (int(size[0]), int(size[1])),
+            preprocess=None if how is None else Preprocess.from_json(how),
+        )
 
 
 def feeding_of(artifact: Artifact, given: Preprocess | str | None = None) -> Feeding:

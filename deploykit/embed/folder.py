@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deploykit.embed.targets import SCHEMA, AppContent
+from deploykit.embed.content import SCHEMA, AppContent
 from deploykit.embeddings import AppFile
 from deploykit.errors import InputError, OutputError
 from deploykit.files import check_writable, read_json, sha256_file

@@ -53,9 +53,11 @@ class GoldenPicture:
         return float(above - below)
 
     def encoded(self, format: str) -> bytes:
-        """The picture as a file without loss, ``"PNG"`` or ``"PPM"`` (grey: PGM)."""
+        """The picture as a file without loss: ``"PNG"``, ``"PPM"`` (grey: PGM), or ``"RAW"``, the pixels alone."""
         from PIL import Image
 
+        if format == "RAW":
+            return self.pixels.tobytes()
         grey = self.pixels.shape[2] == 1
         image, content = Image.fromarray(self.pixels[..., 0] if grey else self.pixels), BytesIO()
         image.save(content, format=format)

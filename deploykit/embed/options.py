@@ -19,12 +19,14 @@ class EmbedOptions:
     Attributes:
         title: What to call the app; the model's name when None.
         records: Files and folders with records of measurements, for an archive; the model's folder when empty.
+        ort_format: Whether the model is added in ONNX Runtime's own format, with the list of its operators.
         runtime: The npm package onnxruntime-web, as a ``.tgz`` or a folder, for apps that run in browsers and Node; the
             pinned version from npm when None.
     """
 
     title: str | None = None
     records: tuple[Path, ...] = ()
+    ort_format: bool = False
     runtime: Path | None = None
 
     def __post_init__(self) -> None:
