@@ -1,5 +1,6 @@
 """A web app in a real browser, served from its folder, with what a person does to it."""
 
+import base64
 import threading
 import time
 from contextlib import contextmanager
@@ -63,6 +64,15 @@ class AppBrowser(Browser):
         state = self.show(url, width, scheme, STARTED)
         self.ask("Page.setInterceptFileChooserDialog", enabled=True)  # a page from elsewhere has another process
         return state
+
+    def whole_page(self, path):
+        """A picture of all of it, also of what lies below the window."""
+        size = "[document.documentElement.clientWidth, document.documentElement.scrollHeight]"
+        self.run("scrollTo(0, 0)")
+        width, height = self.run(size)
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def middle_of(self, selector):
         """Where an element's middle is, once it is in view and has been drawn there."""

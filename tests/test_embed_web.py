@@ -92,7 +92,7 @@ def test_page_starts_fits_and_tests_itself(browser, app, tmp_path, width, scheme
         assert url in asked
         assert [item for item in asked if not item.startswith((url, "blob:", "data:"))] == []
 
-    browser.screenshot(tmp_path / "page.png")
+    browser.whole_page(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
         corner = picture.convert("L").getpixel((3, 3))
         assert picture.width == width

@@ -103,7 +103,7 @@ async function start() {
   const { facts, labels } = page.classifier;
   document.title = element("title").textContent = facts.title;
   element("about").textContent =
-    `Tells ${labels.length} classes apart: ${labels.slice(0, 6).join(", ")}${labels.length > 6 ? ", …" : ""}. ` +
+    `Tells ${labels.length} classes apart: ${labels.slice(0, 6).join(", ")}${labels.length > 6 ? " and others" : ""}. ` +
     "Your pictures stay on this device: the model runs in this page.";
   element("footer").textContent =
     `${facts.model}, ${facts.precision}, ${facts.model_bytes.toLocaleString("en")} bytes, SHA-256 ${facts.model_sha256}; ` +
