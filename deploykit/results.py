@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from deploykit.compressions import Compression, FactoredLayer, PrunedLayer
+from deploykit.embeddings import BundleVerification, Embedding
 from deploykit.errors import InputError
 from deploykit.files import read_json
 from deploykit.operators import NodeTime, OperatorTime
@@ -28,6 +29,7 @@ from deploykit.wrappings import PixelParity, Wrapping
 __all__ = [
     "Accuracy",
     "Bench",
+    "BundleVerification",
     "Candidate",
     "Check",
     "Claims",
@@ -35,6 +37,7 @@ __all__ = [
     "Compression",
     "CpuRun",
     "Difference",
+    "Embedding",
     "EnsembleMember",
     "Example",
     "FactoredLayer",
@@ -278,6 +281,8 @@ _KINDS: dict[str, type[Record]] = {
         Wrapping,
         Tuning,
         Verdict,
+        Embedding,
+        BundleVerification,
     )
 }
 

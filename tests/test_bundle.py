@@ -17,7 +17,8 @@ from deploykit import data
 from deploykit.cli import main
 from deploykit.embed import EmbedOptions, embed_onnx, verify_bundle
 from deploykit.errors import InputError
-from deploykit.files import sha256_file
+from deploykit.files import sha256_file, write_json
+from deploykit.results import read_record
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,16 @@ def test_records_that_are_named_must_be_of_the_model(bundle, tmp_path):
     options = EmbedOptions(records=(bundle.parent / "net.accuracy.json",))
     made = embed_onnx(model, None, "python", golden=golden, bundle=tmp_path / "app.zip", options=options)
     assert made.bundle.records == ("net.accuracy.json",)
+
+
+def test_records_are_read_back(bundle, tmp_path):
+    golden = data.load("shapes-color")
+    made = embed_onnx(bundle.parent / "net.onnx", None, "python", golden=golden, bundle=tmp_path / "app.zip")
+    for record in (made, verify_bundle(tmp_path / "app.zip")):
+        path = write_json(tmp_path / "record.json", record.to_document())
+        assert read_record(path) == record
+    assert made.bundle.sha256 == sha256_file(tmp_path / "app.zip")
+    assert made.apps[0].folder == f"{tmp_path / 'app.zip'}:python"
 
 
 def test_existing_bundle_is_kept(bundle, capsys):
