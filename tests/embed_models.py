@@ -19,7 +19,17 @@ COLORS = {  # of the pictures of shapes-color, and the filter that answers to ea
 
 
 def pixel_classifier(
-    path, *, channels=3, classes=6, side=24, size=("H", "W"), batch="N", labels=None, seed=0, parent=None
+    path,
+    *,
+    channels=3,
+    classes=6,
+    side=24,
+    size=("H", "W"),
+    batch="N",
+    labels=None,
+    seed=0,
+    parent=None,
+    preprocess=None,
 ):
     """Takes uint8 (N, H, W, C) of any size: antialiased resize, (x - 0.5) / 0.25, two convolutions, a matrix.
 
@@ -61,6 +71,8 @@ def pixel_classifier(
     )
     names = labels or (tuple(COLORS) if classes == 6 else [f"class {index}" for index in range(classes)])
     told = {"deploykit.labels": json.dumps(list(names)), "deploykit.network": "tiny-pixels"}
+    if preprocess:
+        told["deploykit.preprocess"] = json.dumps(preprocess)
     if parent:
         told["deploykit.parent_sha256"] = parent
     tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]

@@ -322,6 +322,26 @@ def test_fixed_size_is_told(tmp_path):
     assert "3 of 3 passed" in done.stdout
 
 
+def test_fixed_size_with_a_way_to_it(tmp_path):
+    """Python's app brings pictures to the size as the file says; golden pictures have it, as C's app takes no other."""
+    how = {"size": [28, 28], "resize": 32, "crop": "center", "channels": "RGB", "scale": 1.0}
+    how |= {"layout": "NHWC", "dtype": "uint8"}
+    model = pixel_classifier(tmp_path / "net.onnx", size=(28, 28), preprocess=how)
+    pictures = odd_pictures(tmp_path / "pictures")
+    embed_onnx(model, tmp_path / "apps", ["python", "c"], golden=pictures[:3])
+
+    opened = AppModel.open(model)
+    expected = np.array([opened.outputs(read_picture(path, 3)) for path in pictures])
+    got = answers_of(tmp_path / "apps" / "python", pictures)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert run_app(tmp_path / "apps" / "python", "--self-test").returncode == 0
+    for number in (1, 2, 3):
+        with Image.open(tmp_path / "apps" / "c" / "golden" / f"{number}.ppm") as image:
+            assert image.size == (28, 28)
+    assert "pictures of 28 x 28 pixels" in (tmp_path / "apps" / "c" / "README.md").read_text()
+    assert "pictures of any size" in (tmp_path / "apps" / "python" / "README.md").read_text()
+
+
 def test_large_golden_pictures_are_made_smaller(tmp_path):
     Image.fromarray(gradient(900, 500)).save(tmp_path / "large.png")
     model = pixel_classifier(tmp_path / "net.onnx")

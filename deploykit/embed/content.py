@@ -187,9 +187,7 @@ def _words(target: Target, model: AppModel, golden: Golden, title: str, runtime:
         "classes": str(len(golden.labels)),
         "examples": ", ".join(golden.labels[:3]) + (", …" if len(golden.labels) > 3 else ""),
         "sha256": model.artifact.sha256,
-        "pictures": "pictures of any size"
-        if model.feeding.any_size or size is None
-        else f"pictures of {size[0]} x {size[1]} pixels",
+        "pictures": _pictures(target, model),
         "golden": str(len(golden.pictures)),
         "runtime_version": runtime,
         "numpy_version": version("numpy"),
@@ -198,6 +196,15 @@ def _words(target: Target, model: AppModel, golden: Golden, title: str, runtime:
         "package_name": re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "app",
         "deploykit_version": __version__,
     }
+
+
+def _pictures(target: Target, model: AppModel) -> str:
+    """Which pictures the app takes, in words."""
+    size, how = model.feeding.size, model.feeding.preprocess
+    if size is None and how is not None and not model.feeding.any_size and how.crop is None:
+        size = how.size
+    exact = size is not None and (target.pixels_only or not model.feeding.any_size)
+    return f"pictures of {size[0]} x {size[1]} pixels" if exact and size else "pictures of any size"
 
 
 def _kotlin(name: str) -> str:

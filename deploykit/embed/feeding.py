@@ -116,5 +116,6 @@ def _pixel_feeding(tensor: TensorSpec, pre: Preprocess | None) -> Feeding:
         raise InputError(f"the input {tensor.name} fixes one side of pictures: {tensor.shape}; allowed: both or none")
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     # Of any size, the graph brings them to its own; of a fixed size, the file may say how pictures get it.
-    how = pre if size is not None and pre is not None and pre.dtype == "uint8" and pre.size == size else None
+    fits = pre is not None and (pre.dtype, pre.layout, pre.size) == ("uint8", "NHWC", size)
+    how = pre if fits else None
     return Feeding(tensor.name, tensor.dtype, int(channels or 3), True, size, how)

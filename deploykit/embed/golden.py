@@ -146,11 +146,18 @@ def chosen_pictures(model: AppModel, paths: Sequence[Path]) -> Golden:
 
 
 def _asked(model: AppModel, picture: NDArray[np.uint8]) -> GoldenPicture:
-    pixels = _smaller(picture) if model.feeding.any_size else picture
+    pixels = _kept(model, picture)
     outputs = model.outputs(pixels)
     if outputs.size < 2:
         raise InputError(f"{model.artifact.path} gives {outputs.size} output; an app tells at least two classes apart")
     return GoldenPicture(pixels, outputs)
+
+
+def _kept(model: AppModel, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What lies in the folder: of the model's size where it has one, as some apps take no other; never large."""
+    if model.feeding.takes_pixels and model.feeding.size is not None:
+        return np.asarray(model.feeding.input(picture)[0])
+    return _smaller(picture) if model.feeding.any_size else picture
 
 
 def _smaller(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
