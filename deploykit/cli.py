@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -35,11 +31,10 @@ from deploykit.commands import (
     wrap,
 )
 from deploykit.errors import DeploykitError
+from deploykit.interruption import INTERRUPTED, interruptible
 from deploykit.terminal import note, prepared_streams, print_line
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="deploykit",
@@ -99,23 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code (docs/interface.md)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    with prepared_streams(), _terminable():
+    with prepared_streams(), interruptible(_last_words):
         return _guarded([argument for argument in given if argument != "--debug"], debug)
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a cancelled job, a closed terminal) end as Ctrl-C does, with everything cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _last_words() -> None:
+    note("interrupted within a call that did not return; what was complete stays")
 
 
 def _guarded(arguments: list[str], debug: bool) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "destination",
     "read_json",
     "remove_partials",
+    "remove_unfinished",
     "removed_if_empty",
     "sha256_file",
     "sha256_json",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED: set[Path] = set()  # that this process is writing
 _PARTIAL = re.compile(r"\..*\.[0-9a-f]{8}\.partial(\.[^.]*)?")
 
 
@@ -44,14 +46,14 @@ def _output_error(path: Path, problem: OSError) -> OutputError:
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
     """Finds out before the work starts whether ``path`` can be written.
 
-    Makes the missing parent folders and writes and removes one small file beside ``path``.
+    Makes the missing parent folders, writes one small file beside ``path``, and removes all of that again.
 
     Raises:
         OutputError: ``path`` exists and ``overwrite`` is false, is a folder, or its folder is read-only or full.
     """
     target = destination(path)
     _check_target(target, overwrite)
-    probe = _beside(target)
+    probe, missing = _beside(target), [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"deploykit")
@@ -60,6 +62,9 @@ def check_writable(path: str | os.PathLike[str], *, overwrite: bool = True) -> N
     finally:
         with suppress(OSError):
             probe.unlink()
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 def destination(path: str | os.PathLike[str]) -> Path:
@@ -93,6 +98,13 @@ def remove_partials(folder: str | os.PathLike[str]) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def remove_unfinished() -> None:
+    """Removes what this process has begun to write; only for when it ends without leaving its blocks."""
+    for path in list(_UNFINISHED):
+        with suppress(OSError):
+            path.unlink()
+
+
 @contextmanager
 def removed_if_empty(folder: str | os.PathLike[str]) -> Iterator[None]:
     """For the work in a folder that is made for it: a new one that stays empty (refused, interrupted) goes again."""
@@ -119,6 +131,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     aside = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _UNFINISHED.add(aside)
         yield aside
         with aside.open("rb+") as handle:
             os.fsync(handle.fileno())
@@ -126,6 +139,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iter
     except OSError as problem:
         raise _output_error(target, problem) from problem
     finally:
+        _UNFINISHED.discard(aside)
         with suppress(OSError):
             aside.unlink()
 

@@ -26,7 +26,7 @@ _WRITING_S = 5.0  # between making the file and writing into it; also what a pro
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds ``folder``, which must exist, for the block; lets it go however the block ends.
+    """Holds ``folder``, made where it is missing, for the block; lets it go however the block ends.
 
     Raises: OutputError naming the process that holds it, or when the folder cannot be written.
     """
@@ -59,6 +59,7 @@ def _started(pid: int) -> float | None:
 def _acquire(path: Path, own: str) -> None:
     for _ in range(10):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             _clear(path)

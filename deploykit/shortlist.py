@@ -65,6 +65,7 @@ class Shortlist:
         self.files: dict[str, Path] = {}
         self.notes: dict[str, tuple[str, ...]] = {}
         self.warnings: list[str] = []
+        self.quantized = False  # the model is, so that only sessions are tried
 
     def build(self) -> None:
         """Fills ``candidates``, and by recipe ``files`` and ``notes``, what the making of each file warned of.
@@ -131,6 +132,7 @@ class Shortlist:
         """What runs here, and of what the model consists."""
         operators = {node.op_type for node in nodes_of(load_model(self.source.path, external_data=False).graph)}
         if found := sorted(operators & QUANTIZED_OPERATORS):
+            self.quantized = True
             self.warnings.append(
                 f"the model is quantized already (it has {', '.join(found)}): only sessions were tried, no recipes"
             )

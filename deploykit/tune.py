@@ -140,8 +140,11 @@ def _tuned(shortlist: Shortlist, options: TuneOptions, model: Path) -> tuple[Tun
     winner = choose(options.objective, candidates, allowed or last, confidence=tournament.confidence)
     _mark_front(candidates, winner)
     names, files = _kept(candidates, winner, shortlist.files)
+    notes, source = shortlist.notes[candidates[winner.place].recipe], shortlist.source
     candidates[:] = [replace(item, file=names.get(item.recipe) if item.on_front else None) for item in candidates]
-    best, source = candidates[winner.place], shortlist.source
+    if shortlist.quantized:
+        candidates[:] = [replace(item, recipe="given") if item.recipe == "float" else item for item in candidates]
+    best = candidates[winner.place]
     drop, speed = options.max_drop, winner.speed
     tuning = Tuning(
         deploykit=__version__,
@@ -166,7 +169,7 @@ def _tuned(shortlist: Shortlist, options: TuneOptions, model: Path) -> tuple[Tun
         speedup_high=speed.high if speed else None,
         steps_done=len(shortlist.cache.made),
         steps_reused=len(shortlist.cache.reused),
-        warnings=tuple(dict.fromkeys((*shortlist.held_out.notes, *warnings, *shortlist.notes[best.recipe]))),
+        warnings=tuple(dict.fromkeys((*shortlist.held_out.notes, *warnings, *notes))),
     )
     return tuning, files
 

@@ -156,7 +156,10 @@ def explain(winner: Winner, candidates: Sequence[Candidate], float_bytes: int, m
     """
     best = candidates[winner.place]
     parts = [f"{byte_text(best.peak_bytes)} of memory at the peak"] if objective == "memory" else []
-    parts += [_faster(winner.speed)] if winner.speed else []
+    if best.recipe == "given":
+        parts += [_faster(winner.speed, "its fastest setting")] if winner.speed else ["no setting is clearly faster"]
+        return f"the model as it is {best.name.partition(' ')[2]}: {'; '.join(parts)}"
+    parts += [_faster(winner.speed, "the float model")] if winner.speed else []
     if best.recipe in FLOAT_FORMS:
         form = "the float model" if best.recipe == "float" else "the rewritten float model"
         parts.append(_why_float(winner, candidates, max_drop, objective))
@@ -165,13 +168,13 @@ def explain(winner: Winner, candidates: Sequence[Candidate], float_bytes: int, m
     return f"{best.name}: {'; '.join([*parts, _lost(best, max_drop), share])}"
 
 
-def _faster(speed: Interval) -> str:
+def _faster(speed: Interval, than: str) -> str:
     interval = f"(95 % interval {ratio_text(speed.low)} to {ratio_text(speed.high)})"
     if speed.low <= 1.0 <= speed.high:
-        return f"as fast as the float model {interval}"
+        return f"as fast as {than} {interval}"
     if speed.middle < 1.0:
-        return f"slower than the float model, {ratio_text(speed.middle)} as fast {interval}"
-    return f"{ratio_text(speed.middle)} as fast as the float model {interval}"
+        return f"slower than {than}, {ratio_text(speed.middle)} as fast {interval}"
+    return f"{ratio_text(speed.middle)} as fast as {than} {interval}"
 
 
 def _lost(best: Candidate, max_drop: float) -> str:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from conftest import Trained
 from onnx import numpy_helper
+from tiny_onnx import endless_loop
 
 from deploykit.cli import main
 from deploykit.commands.options import parse_network_options, parse_preprocess, parse_shape
@@ -519,3 +521,59 @@ def test_a_link_stays_a_link(cli: Cli, tmp_path: Path, trained: Trained) -> None
     code, _, err = cli("export", trained.folder, "-o", link, "--overwrite")
     assert code == 0, err
     assert link.is_symlink() and real.stat().st_size > 10_000
+
+
+_STUCK = """
+import sys
+import numpy as np
+import onnxruntime
+from deploykit.files import atomic_path
+from deploykit.interruption import interruptible
+
+with interruptible(lambda: print("last words", file=sys.stderr, flush=True)), atomic_path(sys.argv[2]) as aside:
+    aside.write_bytes(b"half a file")
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    print("begun", flush=True)
+    session.run(None, {"x": np.ones(1, np.float32)})
+"""
+
+
+def _stuck(folder: Path) -> subprocess.Popen[str]:
+    """A process within a model that never answers, with a file half-written."""
+    model, target = endless_loop(folder / "endless.onnx"), folder / "out" / "made.onnx"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STUCK, str(model), str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    burnt = psutil.Process(process.pid).cpu_times
+    before = burnt().user
+    while burnt().user < before + 0.5:  # the endless loop does, what comes before it does not
+        assert process.poll() is None
+    assert len(list(folder.glob("out/.made.*"))) == 1
+    return process
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_second_signal_ends_a_call_that_never_returns(tmp_path: Path) -> None:
+    process = _stuck(tmp_path)
+    began = time.monotonic()
+    while process.poll() is None:  # as an impatient user does
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+    assert process.returncode == 130 and time.monotonic() - began < 15
+    assert process.communicate() == ("", "last words\n")
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["endless.onnx"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_one_signal_ends_it_after_a_while(tmp_path: Path) -> None:
+    process = _stuck(tmp_path)
+    process.terminate()
+    assert process.communicate(timeout=60) == ("", "last words\n")
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["endless.onnx"]

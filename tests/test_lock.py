@@ -89,6 +89,12 @@ def test_a_damaged_lock_is_taken_over_once_its_writer_had_time(tmp_path: Path, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write"), folder_lock(tmp_path / "none"):
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "new"):
+        assert (tmp_path / "new" / LOCK).exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write"), folder_lock(tmp_path / "file" / "none"):
         pass

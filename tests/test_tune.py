@@ -211,7 +211,8 @@ def test_the_model_itself_is_never_replaced(tuned: tuple[Path, Path, Tuning]) ->
 def test_of_a_quantized_model_only_sessions_are_tried(tuned: tuple[Path, Path, Tuning], tmp_path: Path) -> None:
     _, folder, _ = tuned
     record = _search(folder / "best.onnx", tmp_path / "t", replace(QUICK, recipes=None))
-    assert [item.recipe for item in record.candidates] == ["float"]
+    assert [item.recipe for item in record.candidates] == ["given"]
+    assert record.why.startswith("the model as it is on cpu") and "float" not in record.why
     assert any("quantized already" in text for text in record.warnings)
     assert sha256_file(tmp_path / "t" / "best.onnx") == sha256_file(folder / "best.onnx")
 
