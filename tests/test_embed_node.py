@@ -17,8 +17,8 @@ from deploykit.cli import main
 from deploykit.data.picture import read_picture
 from deploykit.embed import EmbedOptions, embed_onnx
 from deploykit.embed.app_model import AppModel
-from deploykit.embed.web_runtime import VERSION, web_runtime
 from deploykit.errors import InputError
+from deploykit.onnxruntime_web import VERSION, web_runtime
 
 NODE = shutil.which("node")
 

@@ -18,9 +18,9 @@ from deploykit.embed.golden import Golden
 from deploykit.embed.options import EmbedOptions
 from deploykit.embed.ort_format import OrtForm, ort_form
 from deploykit.embed.targets import Target
-from deploykit.embed.web_runtime import web_runtime
 from deploykit.errors import InputError
 from deploykit.files import dump_json
+from deploykit.onnxruntime_web import web_runtime
 
 __all__ = ["SCHEMA", "AppContent", "content_of"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from deploykit.embed import web_runtime
+from deploykit import onnxruntime_web
 from deploykit.embed.app_model import AppModel
 from deploykit.errors import InputError, UnknownNameError
 
@@ -84,7 +84,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 name="web",
                 what="a page",
                 pictures="PNG",
-                runtime=web_runtime.PACKAGE,
+                runtime=onnxruntime_web.PACKAGE,
                 copied=(
                     "index.html",
                     "style.css",
@@ -112,7 +112,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 name="node",
                 what="a module and a command line for Node.js",
                 pictures="PNG",
-                runtime=web_runtime.PACKAGE,
+                runtime=onnxruntime_web.PACKAGE,
                 copied=("classify.js", "pictures.js", "javascript/classifier.js"),
                 filled=("README.md", "package.json"),
                 needs_web_runtime=True,

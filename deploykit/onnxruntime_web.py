@@ -1,4 +1,4 @@
-"""The files of onnxruntime-web that an app for browsers or Node carries, from npm or from the user, checked."""
+"""The files of onnxruntime-web for a browser or Node, from npm or from the user, checked."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from types import MappingProxyType
 from deploykit.errors import InputError, OutputError
 from deploykit.files import write_bytes
 
-__all__ = ["PACKAGE", "VERSION", "WebRuntime", "web_runtime"]
+__all__ = ["PACKAGE", "VERSION", "WebRuntime", "cached_folder", "web_runtime"]
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
-"""What apps are pinned to."""
+"""What apps are pinned to, and measured with."""
 
 _JAVASCRIPT, _WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
 _NAMES = MappingProxyType({"package.json": "package.json", _JAVASCRIPT: "ort.js", _WASM: "ort-wasm-simd-threaded.wasm"})
@@ -51,7 +51,7 @@ class WebRuntime:
     files: Mapping[str, Path]
 
 
-def web_runtime(given: str | os.PathLike[str] | None = None) -> WebRuntime:
+def web_runtime(given: str | os.PathLike[str] | None = None, *, instead: str = _INSTEAD) -> WebRuntime:
     """The runtime of ``given``, else of the cache, else of npm, which is then in the cache.
 
     The cache lies below ``DEPLOYKIT_CACHE`` or the user's cache folder. Files of the pinned version must have its
@@ -59,6 +59,7 @@ def web_runtime(given: str | os.PathLike[str] | None = None) -> WebRuntime:
 
     Args:
         given: An npm package (``.tgz``) or a folder that is one.
+        instead: What else may be done where npm cannot get it; ends the message.
 
     Raises:
         InputError: There is none, it is damaged, or npm cannot get it.
@@ -66,11 +67,16 @@ def web_runtime(given: str | os.PathLike[str] | None = None) -> WebRuntime:
     """
     if given is not None:
         return _of_user(Path(given))
-    folder = _cache() / f"{PACKAGE}-{VERSION}"
+    folder = cached_folder()
     if not all((folder / name).is_file() for name in _NAMES.values()):
         with tempfile.TemporaryDirectory(prefix="deploykit-") as temporary:
-            _keep(_reader(_packed_by_npm(Path(temporary))), folder)
+            _keep(_reader(_packed_by_npm(Path(temporary), instead)), folder)
     return _checked(folder, str(folder))
+
+
+def cached_folder() -> Path:
+    """Where the pinned version is kept."""
+    return _cache() / f"{PACKAGE}-{VERSION}"
 
 
 def _cache() -> Path:
@@ -138,20 +144,20 @@ def _member(source: Path, name: str) -> bytes:
         raise InputError(f"{source} is not the npm package {PACKAGE}, or is cut short: {problem}") from problem
 
 
-def _packed_by_npm(folder: Path) -> Path:
+def _packed_by_npm(folder: Path, instead: str) -> Path:
     """Where npm has put the package, which it checks by its registry's digest."""
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError(f"the app needs {PACKAGE} {VERSION}, and npm is not installed; install Node.js, {_INSTEAD}")
+        raise InputError(f"{PACKAGE} {VERSION} is not here, and npm is not installed; install Node.js, {instead}")
     command = [npm, "pack", "--silent", f"{PACKAGE}@{VERSION}", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_NPM_SECONDS, cwd=folder)
     except subprocess.TimeoutExpired as problem:
-        raise InputError(f"npm did not give {PACKAGE} within {_NPM_SECONDS:.0f} s; try again, {_INSTEAD}") from problem
+        raise InputError(f"npm did not give {PACKAGE} within {_NPM_SECONDS:.0f} s; try again, {instead}") from problem
     except OSError as problem:
-        raise OutputError(f"cannot start {npm}: {problem.strerror}; {_INSTEAD}") from problem
+        raise OutputError(f"cannot start {npm}: {problem.strerror}; {instead}") from problem
     packed = sorted(folder.glob("*.tgz"))
     if done.returncode or not packed:
         reason = " ".join((done.stderr or done.stdout).split())[:200] or f"exit code {done.returncode}"
-        raise InputError(f"npm cannot get {PACKAGE} {VERSION}: {reason}; {_INSTEAD}")
+        raise InputError(f"npm cannot get {PACKAGE} {VERSION}: {reason}; {instead}")
     return packed[0]
