@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit import environment
+from deploykit.cuda_diagnosis import CudaFacts, diagnose_cuda
+from deploykit.cuda_facts import cuda_facts
 from deploykit.errors import DeploykitError
 from deploykit.runtime import PROVIDERS
 from deploykit.runtime_plugins import plugin_distributions
@@ -50,6 +52,8 @@ _RUNTIME_WHEELS = (
     "ort-nightly-gpu",
 )
 """Distributions that all install the same ``onnxruntime`` folder, one over the other."""
+
+_NVIDIA = ("cuda", "tensorrt")
 
 _EXTRAS = {
     "torch": (("torch", "onnxscript", "safetensors"), "train and export"),
@@ -114,6 +118,7 @@ def diagnose() -> Diagnosis:
         runtime_check,
         _plugins(),
         *_provider_checks(providers, machine),
+        _cuda(cuda_facts(), providers),
         *_extras(),
         _int8(machine["machine"], machine["cpu_features"]),
         _cpu_limit(machine),
@@ -219,11 +224,36 @@ def _provider_checks(providers: Sequence[Mapping[str, Any]], machine: Mapping[st
             yield Check(name, "ok", "runs a model")
         elif row["name"] == "cpu":
             yield Check(name, "problem", row["detail"], "reinstall onnxruntime")
-        elif row["name"] == "cuda" and machine["gpus"]:
-            gpu = machine["gpus"][0]["name"]
-            yield Check(name, "problem", f"there is a {gpu}, but: {row['detail']}", "pip install 'deploykit[cuda]'")
+        elif row["name"] in _NVIDIA and row["listed"]:
+            yield _nvidia_check(row, machine)
         elif row["listed"]:
             yield Check(name, "warning", f"listed by onnxruntime but does not run here: {row['detail']}")
+
+
+def _nvidia_check(row: Mapping[str, Any], machine: Mapping[str, Any]) -> Check:
+    """What keeps a provider of NVIDIA's from starting; a problem where there is a GPU that lies idle for it."""
+    name, finding = f"provider {row['name']}", diagnose_cuda(cuda_facts(row["detail"]))
+    if machine["gpus"] and row["name"] == "cuda":
+        return Check(name, "problem", f"there is a {machine['gpus'][0]['name']}, but {finding.problem}", finding.fix)
+    return Check(name, "warning", f"listed by onnxruntime but does not run here: {finding.problem}", finding.fix)
+
+
+def _cuda(facts: CudaFacts, providers: Sequence[Mapping[str, Any]]) -> Check:
+    """The versions that must agree: what ONNX Runtime is built for, NVIDIA's packages, torch and the driver."""
+    if facts.built_for is None:
+        return Check("CUDA", "ok", f"{facts.runtime} is built without CUDA")
+    parts = [f"{facts.runtime} is built for CUDA {facts.built_for}"]
+    parts.append(f"driver {facts.driver}" if facts.driver else "no NVIDIA driver")
+    named = [
+        name for name in facts.packages if name.startswith(("nvidia-cublas", "nvidia-cuda-runtime", "nvidia-cudnn"))
+    ]
+    parts.append(", ".join(f"{name} {facts.packages[name]}" for name in named) or "no package of NVIDIA's libraries")
+    if facts.torch_cuda:
+        parts.append(f"torch with CUDA {facts.torch_cuda}")
+    works = any(row["name"] == "cuda" and row["works"] for row in providers)
+    apart = not works and facts.torch_cuda not in (None, facts.built_for)
+    fix = f"pip install 'deploykit[cuda]', which puts CUDA {facts.built_for} beside torch's" if apart else None
+    return Check("CUDA", "warning" if apart else "ok", "; ".join(parts), fix)
 
 
 def _extras() -> Iterator[Check]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.providers import fix_of
 from deploykit.runtime import Session
 from deploykit.runtime_errors import mapped
 
@@ -49,7 +51,7 @@ class BoundRun:
             self._binding.bind_ortvalue_input(name, self._held[-1])
         for output in session.outputs:
             self._binding.bind_output(output.name, place)
-        with mapped("cannot run the model", session.provider, ""):
+        with mapped("cannot run the model", session.provider, partial(fix_of, session.provider)):
             self()
         made = self._binding.get_outputs()
         self._binding.clear_binding_outputs()

@@ -9,19 +9,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+from collections.abc import Sequence
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any
 
 from deploykit import environment
-from deploykit.errors import ProviderError, UnknownNameError
+from deploykit.cuda_diagnosis import CudaFinding, diagnose_cuda
+from deploykit.cuda_facts import cuda_facts
+from deploykit.errors import InputError, ProviderError, UnknownNameError
 from deploykit.runtime_errors import failures, mapped, one_line
 from deploykit.runtime_plugins import Plugin, installed_plugins, plugin_of, short_name
 
 __all__ = [
     "PROVIDERS",
+    "WEB",
     "add_plugin",
     "check_provider",
+    "cuda_finding",
     "fix_of",
     "listed_name",
     "onnxruntime_module",
@@ -43,6 +48,9 @@ PROVIDERS: dict[str, str] = {
 }
 """Short name of a provider that deploykit knows -> ONNX Runtime's name; installed plugins add theirs."""
 
+WEB = "web"
+"""What ``bench`` calls ONNX Runtime in a browser (``web_worker``): no provider of the one that is installed here."""
+
 _FIX = {
     "cuda": "it needs an NVIDIA GPU with its driver, and pip install 'deploykit[cuda]'; or use --provider cpu",
     "tensorrt": "it needs an NVIDIA GPU, CUDA and the TensorRT libraries; or use --provider cpu",
@@ -53,6 +61,7 @@ _FIX = {
     "webgpu": "it needs pip install onnxruntime-ep-webgpu and a GPU with its driver; or use --provider cpu",
 }
 _LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}
+_not_preloaded: list[str] = []  # of this process: why libraries of CUDA could not be loaded beforehand
 _LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
 
@@ -64,10 +73,17 @@ def onnxruntime_module() -> Any:
     return onnxruntime
 
 
-def check_provider(name: str) -> None:
-    """Raises: UnknownNameError for a name that is neither in ``PROVIDERS`` nor of an installed plugin."""
+def check_provider(name: str, *, also: Sequence[str] = ()) -> None:
+    """Raises: UnknownNameError for a name that is neither in ``PROVIDERS`` nor of an installed plugin nor in ``also``.
+
+    InputError for ``WEB`` where it is not in ``also``.
+    """
+    if name in also:
+        return
+    if name == WEB:
+        raise InputError("provider 'web' runs models in a browser, which only bench can; choose another one here")
     if name not in PROVIDERS and name not in _further_names():
-        raise UnknownNameError("provider", name, [*PROVIDERS, *_further_names()])
+        raise UnknownNameError("provider", name, [*PROVIDERS, *also, *_further_names()])
 
 
 def provider_names() -> list[str]:
@@ -82,9 +98,20 @@ def short_name_of(name: str) -> str:
     return next((short for short, long in PROVIDERS.items() if long == name), None) or short_name(name)
 
 
-def fix_of(provider: str) -> str:
-    """What to do where the provider cannot be used; ends a message."""
+def fix_of(provider: str, said: str = "") -> str:
+    """What to do where the provider cannot be used; ends a message.
+
+    For CUDA the mismatch is named that what was ``said`` and what is installed point to (``cuda_diagnosis``).
+    """
+    if provider in _LIBRARIES and said:
+        finding = cuda_finding(said)
+        return finding.fix if finding.problem in said else f"{finding.problem}: {finding.fix}"
     return _FIX.get(provider, "see its package for what it needs; or use --provider cpu")
+
+
+def cuda_finding(said: str) -> CudaFinding:
+    """What keeps CUDA from starting here, and what mends it."""
+    return diagnose_cuda(cuda_facts(said, preload=_not_preloaded))
 
 
 def plugin_for(provider: str, threads: int, options: dict[str, str]) -> Plugin | None:
@@ -122,12 +149,36 @@ def listed_name(provider: str) -> str:
     """ONNX Runtime's name of a provider that is part of it. Raises: ProviderError when this one lacks it."""
     runtime = onnxruntime_module()
     if PROVIDERS[provider] not in runtime.get_available_providers():
-        have = ", ".join(provider_names())
-        raise ProviderError(f"provider {provider!r} is not in this onnxruntime, which has {have}; {fix_of(provider)}")
+        said = f"provider {provider!r} is not in this onnxruntime, which has {', '.join(provider_names())}"
+        raise ProviderError(f"{said}; {fix_of(provider, said if provider == 'cuda' else '')}")
     if provider in _LIBRARIES:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-            runtime.preload_dlls()
+        _preload(runtime, provider)
     return PROVIDERS[provider]
+
+
+def _preload(runtime: Any, provider: str) -> None:
+    """Loads CUDA and cuDNN out of NVIDIA's packages, where the loader does not look; what fails is kept for the error.
+
+    Order matters: what is loaded here is what the provider's library finds a moment later.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # it prints what it does not find
+        runtime.preload_dlls()
+    lines = [line.removeprefix("Failed to load ") for line in printed.getvalue().splitlines() if "Failed" in line]
+    _not_preloaded[:] = [line.split(": ", 1)[-1] for line in lines]
+    if provider == "tensorrt":
+        _preload_tensorrt()
+
+
+def _preload_tensorrt() -> None:
+    """TensorRT's libraries out of its pip package, which ``preload_dlls`` does not know."""
+    spec = util.find_spec("tensorrt_libs")
+    for place in spec.submodule_search_locations or () if spec else ():
+        for name in ("libnvinfer.so.10", "libnvonnxparser.so.10"):
+            try:
+                ctypes.CDLL(str(Path(place) / name), mode=ctypes.RTLD_GLOBAL)
+            except OSError as problem:
+                _not_preloaded.append(one_line(problem))
 
 
 def why_not(provider: str, session: Any) -> str:
@@ -136,8 +187,6 @@ def why_not(provider: str, session: Any) -> str:
         return "started but took no node of this model"
     if problem := _library_problem(provider):
         return f"cannot start here: {problem}"
-    if provider in _LIBRARIES and not environment.describe()["gpus"]:
-        return "cannot start here: no NVIDIA GPU was found"
     return "cannot start here"
 
 

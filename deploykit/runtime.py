@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ class Session:
             ProviderError: The provider, which is not the CPU, fails while it runs.
         """
         named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
-        with mapped("cannot run the model", self.provider, fix_of(self.provider)):
+        with mapped("cannot run the model", self.provider, partial(fix_of, self.provider)):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
 
@@ -226,7 +227,9 @@ def create_session(
     placed = record_placement and hasattr(raw, "get_provider_graph_assignment_info")
     session = Session(raw, started, load_ms=load_ms, placed=placed, notes=notes)
     if session.provider != provider and not allow_fallback:
-        raise ProviderError(f"provider {provider!r} {why_not(provider, raw)}; {fix_of(provider)}")
+        why = why_not(provider, raw)
+        started = why.startswith("started")  # then nothing is wrong with the installation
+        raise ProviderError(f"provider {provider!r} {why}; {fix_of(provider, '' if started else why)}")
     return session
 
 
@@ -291,7 +294,7 @@ def _on_provider(source: str | bytes, wanted: _Wanted, options: Any) -> tuple[An
     else:
         told = built_in_options(provider, wanted.threads, wanted.options, lean=wanted.lean)
         arguments = {"providers": [(listed_name(provider), told), PROVIDERS["cpu"]]}
-    with mapped(f"cannot load {_name_of(source)}", provider, fix_of(provider)):
+    with mapped(f"cannot load {_name_of(source)}", provider, partial(fix_of, provider)):
         # Without enable_fallback=0 onnxruntime prints to stdout and quietly starts on the CPU.
         raw = onnxruntime_module().InferenceSession(source, options, enable_fallback=0, **arguments)
     return raw, replace(wanted, plugin=plugin)

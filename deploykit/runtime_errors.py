@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from deploykit.cuda_diagnosis import blames_cuda
 from deploykit.errors import DeploykitError, InputError, ModelFileError, ProviderError
 
 __all__ = ["failures", "mapped", "one_line"]
 
 _MESSAGE_CHARACTERS = 300
+_CUDA_PROVIDERS = ("cuda", "tensorrt")
 
 
 def failures() -> Any:
@@ -22,8 +24,11 @@ def failures() -> Any:
 
 
 @contextlib.contextmanager
-def mapped(what: str, provider: str, fix: str) -> Iterator[None]:
-    """Turns ONNX Runtime's exceptions into ours; ``what`` begins the message, ``fix`` ends it off the CPU."""
+def mapped(what: str, provider: str, fix: str | Callable[[str], str]) -> Iterator[None]:
+    """Turns ONNX Runtime's exceptions into ours; ``what`` begins the message, ``fix`` ends it off the CPU.
+
+    ``fix`` may be a function of what was said, where the remedy hangs on it.
+    """
     known = failures()
     of_the_call = (known.InvalidArgument, ValueError)
     of_the_file = (
@@ -37,15 +42,18 @@ def mapped(what: str, provider: str, fix: str) -> Iterator[None]:
     of_either = (known.Fail, known.RuntimeException, known.EPFail, known.EngineError, known.NotFound)
     try:
         yield
-    except of_the_file as problem:
-        raise ModelFileError(f"{what}: {one_line(problem)}") from problem
-    except of_the_call as problem:
-        kind: type[DeploykitError] = InputError if what.startswith("cannot run") else ModelFileError
-        raise kind(f"{what}: {one_line(problem)}") from problem
-    except (*of_either, RuntimeError) as problem:
+    except (*of_the_file, *of_the_call, *of_either, RuntimeError) as problem:
+        said = one_line(problem)
+        by_cuda = provider in _CUDA_PROVIDERS and blames_cuda(str(problem))
+        if isinstance(problem, of_the_file) and not by_cuda:
+            raise ModelFileError(f"{what}: {said}") from problem
+        if isinstance(problem, of_the_call) and not by_cuda:
+            kind: type[DeploykitError] = InputError if what.startswith("cannot run") else ModelFileError
+            raise kind(f"{what}: {said}") from problem
         if provider == "cpu":
-            raise ModelFileError(f"{what}: {one_line(problem)}") from problem
-        raise ProviderError(f"{what} on {provider!r}: {one_line(problem)}; {fix}") from problem
+            raise ModelFileError(f"{what}: {said}") from problem
+        remedy = fix if isinstance(fix, str) else fix(str(problem))
+        raise ProviderError(f"{what} on {provider!r}: {said}; {remedy}") from problem
 
 
 def one_line(problem: BaseException) -> str:

@@ -10,7 +10,8 @@ from importlib import metadata
 import pytest
 
 from deploykit import environment
-from deploykit.doctor import _cpu_limit, _int8, _memory, _wheels, diagnose
+from deploykit.cuda_diagnosis import CudaFacts
+from deploykit.doctor import _cpu_limit, _cuda, _int8, _memory, _wheels, diagnose
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,34 @@ def test_the_cpu_provider_runs_and_what_cannot_is_not_said_to(diagnosis):
 def test_the_wheel_that_is_installed_is_named(diagnosis):
     names = {dist.metadata["Name"] for dist in metadata.distributions()} & {"onnxruntime", "onnxruntime-gpu"}
     assert all(name in check(diagnosis, "onnxruntime wheel").detail for name in names)
+
+
+def test_what_keeps_cuda_from_starting_has_a_remedy(diagnosis):
+    row = next(row for row in diagnosis.providers if row["name"] == "cuda")
+    if row["listed"] and not row["works"]:
+        found = check(diagnosis, "provider cuda")
+        assert found.fix and "--provider cpu" in found.fix
+        assert found.detail.split(": ", 1)[-1] in row["detail"]  # the error names the same mismatch
+    if not diagnosis.environment["gpus"] and row["listed"]:
+        assert "no NVIDIA driver was found" in check(diagnosis, "provider cuda").detail
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "works", "status"),
+    [(12, False, "warning"), (12, True, "ok"), (13, False, "ok"), (None, False, "ok")],
+)
+def test_versions_of_cuda_that_lie_apart(torch_cuda, works, status):
+    facts = CudaFacts(
+        wheels={"onnxruntime-gpu": "1.31.1"},
+        built_for=13,
+        packages={"nvidia-cublas-cu12": "12.8.4.1", "nvidia-nvtx": "13"},
+        torch_cuda=torch_cuda,
+        driver="580.65.06",
+    )
+    found = _cuda(facts, [{"name": "cuda", "works": works}])
+    assert found.status == status
+    assert "built for CUDA 13; driver 580.65.06; nvidia-cublas-cu12 12.8.4.1" in found.detail
+    assert ("CUDA 13" in found.fix) if status == "warning" else found.fix is None
 
 
 def install(site, name, version):
