@@ -7,7 +7,7 @@ the same pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -193,6 +193,15 @@ class Mixed:
     targets: torch.Tensor
     others: torch.Tensor
     share: float
+
+    def split(self, sizes: Sequence[int]) -> list[Mixed]:
+        """The batch in parts of these sizes, which share its memory."""
+        import torch
+
+        pictures, targets, others = (
+            torch.split(tensor, list(sizes)) for tensor in (self.pictures, self.targets, self.others)
+        )
+        return [Mixed(*part, share=self.share) for part in zip(pictures, targets, others, strict=True)]
 
 
 def mix(pictures: torch.Tensor, targets: torch.Tensor, *, mixup: float, cutmix: float) -> Mixed:

@@ -36,6 +36,7 @@ from deploykit.pixels import Pixels, load_pixels
 from deploykit.progress import Progress, silent
 from deploykit.results import Training
 from deploykit.training_loop import run_epochs
+from deploykit.training_precision import choose_precision, float_arithmetic
 from deploykit.training_recipes import TrainOptions, recipe_for
 from deploykit.training_run import Run, check_batches, choose_device, start_run, torch_threads
 from deploykit.training_setup import begin_header, common_size, plan_network, training_view
@@ -123,14 +124,16 @@ def train_network(
     options = options or recipe_for(train.name, network, plan.side)
     _check_frozen(options, started)
     device = choose_device(options.device)
-    header = begin_header(plan, train, replace(options, device=device.type), started)
+    options = replace(options, device=device.type, precision=choose_precision(options.precision, device))
+    header = begin_header(plan, train, options, started)
     with _own(folder), ExitStack() as opened:
         saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
         if saved is not None and saved.record is not None:
             return saved.record
         threads = saved.threads if saved else options.threads or environment.available_cpus()
-        header, options = _with_threads(header, threads), replace(options, device=device.type, threads=threads)
+        header, options = _with_threads(header, threads), replace(options, threads=threads)
         opened.enter_context(torch_threads(threads))
+        opened.enter_context(float_arithmetic(options.precision, device))
         run, notes = _begin(header, options, device, len(train), started)
         if saved is not None:
             restore(run, saved.checkpoint, saved.path)
@@ -145,7 +148,7 @@ def train_network(
         rest = None if memory_cap is None else memory_cap - learnt.held_bytes
         measured = pixels(test, header.preprocess, rest, exact=True)
         run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
-        return _finish(run, header, folder, (*plan.notes, *notes))
+        return _finish(run, header, folder, (*plan.notes, *notes, *run.warnings))
 
 
 @contextmanager
@@ -288,7 +291,7 @@ def _finish(run: Run, header: Checkpoint, folder: Path, notes: tuple[str, ...]) 
         seconds=round(seconds, 3),
         images_per_s=round(header.training["samples"] * run.options.epochs / train_seconds, 1),
         device=header.training["device"],
-        precision="fp32",
+        precision=run.options.precision,
         test_top1=last["test_top1"],
         parameters=_count_parameters(run.module, header.network),
         checkpoint=CHECKPOINT,

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deploykit.augment import Mixed, augmentation, mix
+from deploykit.augment import augmentation, mix
 from deploykit.errors import InputError
 from deploykit.pixels import Pixels
 from deploykit.progress import Progress
 from deploykit.training_recipes import TrainOptions
 from deploykit.training_run import HISTORY_KEYS, Run
+from deploykit.training_step import train_step
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +45,8 @@ def run_epochs(run: Run, train: Pixels, test: Pixels, save: Callable[[], None], 
     except torch.OutOfMemoryError as problem:
         side = "×".join(map(str, run.size))
         raise InputError(
-            f"the memory of {run.scale.device} does not hold a step of {run.options.batch_size} pictures of {side};"
-            " give a smaller --batch-size, --size or --memory-cap"
+            f"the memory of {run.device} does not hold a step of {run.options.batch_size} pictures of {side}, not even"
+            f" in parts of {run.part}; give a smaller --batch-size, --size or --memory-cap"
         ) from problem
 
 
@@ -79,63 +80,29 @@ def _check_loss(which: str, loss: float, epoch: int, options: TrainOptions) -> N
 
 
 def _train_epoch(run: Run, train: Pixels, epoch: int, progress: Progress) -> tuple[float, float]:
-    """One pass in a new random order. Returns mean loss and top-1 over the augmented pictures."""
+    """One pass in a new random order. Returns mean loss and top-1 over the augmented pictures.
+
+    Nothing within it waits for the device: sums stay there until the end, and row numbers are copied at the beginning.
+    """
     import torch
 
     options, augment, total = run.options, augmentation(run.options.augment), len(train.targets)
     torch.manual_seed((options.seed << 20) + epoch + 1)
-    chosen = _batches(torch.randperm(total), options.batch_size)
+    order = torch.randperm(total)
+    chosen, targets = _batches(order, options.batch_size), train.targets[order.to(run.device)]
     run.begin_training()
-    device = train.targets.device
-    sums, done = torch.zeros(2, device=device), 0  # of losses and of right answers
+    sums, done = torch.zeros(2, device=run.device), 0  # of losses and of right answers
     for number, (rows, pictures) in enumerate(zip(chosen, train.batches(chosen), strict=True)):
-        done += len(rows)
+        first, done = done, done + len(rows)
         for group in run.optimizer.param_groups:
             group["lr"] = _rate(options, epoch + done / total)
-        targets = train.targets[rows.to(device)]
-        mixed = mix(augment(pictures, run.size), targets, mixup=options.mixup, cutmix=options.cutmix)
-        sums += _step(run, mixed) * len(rows)
+        augmented = augment(pictures, run.size)
+        mixed = mix(augmented, targets[first:done], mixup=options.mixup, cutmix=options.cutmix)
+        sums += train_step(run, mixed) * len(rows)
         run.follow(epoch * len(chosen) + number)
-        progress(f"epoch {epoch + 1}/{options.epochs}", done, total)
+        progress(f"epoch {epoch + 1}/{options.epochs}", done, total, run.speed)
     loss, right = sums.tolist()
     return loss / total, right / total
-
-
-def _step(run: Run, mixed: Mixed) -> torch.Tensor:
-    """One step of the optimizer. Returns the batch's mean loss and share of right answers, before it: (2,)."""
-    import torch
-
-    from deploykit.models.pictures import TrainingLogits
-
-    output = run.module(run.inputs(mixed.pictures))
-    heads = output if isinstance(output, TrainingLogits) else TrainingLogits(output, ())
-    loss = _loss(heads.logits, mixed, run.options)
-    total = loss
-    for logits in heads.auxiliary:
-        total = total + run.module.auxiliary_weight * _loss(logits, mixed, run.options)  # type: ignore[operator]
-    run.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    run.spare_zeros()
-    if run.options.clip_norm:
-        learning = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(learning, run.options.clip_norm)
-    run.optimizer.step()
-    answers = heads.logits.detach().argmax(1)
-    right = (answers == mixed.targets).float().mean() * mixed.share
-    if mixed.share < 1.0:
-        right = right + (answers == mixed.others).float().mean() * (1.0 - mixed.share)
-    return torch.stack([loss.detach(), right])
-
-
-def _loss(logits: torch.Tensor, mixed: Mixed, options: TrainOptions) -> torch.Tensor:
-    """Cross entropy of (B, classes), shared between both pictures' classes."""
-    import torch.nn.functional as F
-
-    loss = F.cross_entropy(logits, mixed.targets, label_smoothing=options.label_smoothing)
-    if mixed.share == 1.0:
-        return loss
-    others = F.cross_entropy(logits, mixed.others, label_smoothing=options.label_smoothing)
-    return mixed.share * loss + (1.0 - mixed.share) * others
 
 
 def _batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
@@ -149,18 +116,17 @@ def _batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
 
 
 def _measure(run: Run, test: Pixels) -> tuple[float, float]:
-    """Mean cross entropy and top-1 over a split, without augmentation; every picture once."""
+    """Mean cross entropy and top-1 over a split, in float and without augmentation; every picture once."""
     import torch
     import torch.nn.functional as F
 
     module, total = run.result.eval(), len(test.targets)
     together = max(1, min(_MOST_TOGETHER, _MOST_PIXELS // (run.size[0] * run.size[1])))
     chosen = torch.split(torch.arange(total), together)
-    loss_sum, correct = 0.0, 0
+    losses, right = [], []  # on the device until the end, so that nothing waits for it
     with torch.inference_mode():
-        for rows, pictures in zip(chosen, test.batches(chosen), strict=True):
-            targets = test.targets[rows.to(test.targets.device)]
+        for pictures, targets in zip(test.batches(chosen), torch.split(test.targets, together), strict=True):
             logits = module(run.inputs(pictures.float()))
-            loss_sum += float(F.cross_entropy(logits, targets, reduction="sum"))
-            correct += int((logits.argmax(1) == targets).sum())
-    return loss_sum / total, correct / total
+            losses.append(F.cross_entropy(logits, targets, reduction="sum"))
+            right.append((logits.argmax(1) == targets).sum())
+        return sum(torch.stack(losses).tolist()) / total, sum(torch.stack(right).tolist()) / total

@@ -17,9 +17,12 @@ AUGMENTATION_NAMES = ("none", "digits", "photos", "shapes", "crops", "mild-crops
 SMALL_SIDE = 64
 """Pixels: pictures up to this side are trained as CIFAR's are, with the networks' variants for small pictures."""
 
-_OPTIMIZERS = ("adamw", "sgd")
-_DEVICES = ("auto", "cpu", "cuda", "mps")
-_FREEZABLE = ("none", "features", "zeros")
+_CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "freeze": ("none", "features", "zeros"),
+    "precision": ("auto", "fp32", "tf32", "bf16"),
+}
 _MOST_THREADS = 1024  # far more and the system refuses to start them, which ends the process
 _SEEDS = 1 << 32  # times 2**20 epochs, still well inside torch's 64 bits
 
@@ -47,6 +50,10 @@ class TrainOptions:
         device: ``auto`` takes CUDA, then MPS, then the CPU.
         threads: CPU threads; None takes those available, or those of the training that is resumed. Recorded, since
             sums depend on it in the last bits.
+        precision: ``fp32``, ``tf32``, or ``bf16``: autocast, the weights stay float. ``auto`` takes bf16 on CUDA
+            devices that have it, fp32 elsewhere.
+        accumulate: Parts that a step is computed in, one after the other, which takes less memory. The gradient is that
+            of the whole batch; only BatchNorm normalises each part by the part's own statistics.
 
     Raises:
         InputError: A value that is not allowed.
@@ -69,9 +76,11 @@ class TrainOptions:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    precision: str = "auto"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}; allowed: 1 or more")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0.0):
@@ -82,7 +91,9 @@ class TrainOptions:
         for name, text in (("label_smoothing", "label smoothing"), ("ema", "ema")):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{text} {getattr(self, name)}; allowed: from 0 to below 1")
-        for name, allowed in (("optimizer", _OPTIMIZERS), ("device", _DEVICES), ("freeze", _FREEZABLE)):
+        if self.accumulate > self.batch_size:
+            raise InputError(f"accumulate {self.accumulate}; allowed: 1 to the batch size, which is {self.batch_size}")
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.augment not in AUGMENTATION_NAMES:

@@ -18,6 +18,7 @@ __all__ = ["check_same", "restore", "save_state"]
 
 _MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 _SCHEMA = "training_schema"
+_UNSAID = {"precision": "fp32", "accumulate": 1}  # how states were trained that do not say it
 
 
 def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
@@ -31,7 +32,7 @@ def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
     def flat(item: Checkpoint) -> dict[str, Any]:
         head = item.header()
         training, _, _ = dict(head.pop("training")), head.pop("state"), head.pop("deploykit")
-        options = dict(training.pop("options", {}))
+        options = _UNSAID | dict(training.pop("options", {}))
         training.pop("test_top1", None)
         return head | training | {f"option {key}": value for key, value in options.items()}
 

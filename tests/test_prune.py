@@ -27,9 +27,9 @@ from deploykit.prune import PRUNED, PruneOptions, prune_checkpoint, tuning_optio
 from deploykit.pruning import count_zeros, prune_module, shares_of
 from deploykit.quantize import quantize_onnx
 from deploykit.results import Compression, Training, read_record
-from deploykit.training_loop import _step
 from deploykit.training_recipes import TrainOptions
 from deploykit.training_run import start_run
+from deploykit.training_step import train_step
 
 HALF = PruneOptions(0.9, {"conv2": 0.5})
 
@@ -120,7 +120,7 @@ def test_zeros_stay_zero_at_every_step(optimizer, clip):
         run = start_run(module, options, preprocess)
         begun = {name: weight.detach().clone() for name, weight in module.named_parameters()}
         for step in range(6):
-            _step(run, mix(pictures, targets, mixup=0.2, cutmix=0.0))
+            train_step(run, mix(pictures, targets, mixup=0.2, cutmix=0.0))
             run.follow(step)
             held = all(
                 (weight[masks[name]] == 0.0).all() for name, weight in module.named_parameters() if name in masks

@@ -23,10 +23,11 @@ from deploykit.models import build, names, spec
 from deploykit.preprocess import for_network
 from deploykit.results import read_record
 from deploykit.train import train_network
-from deploykit.training_loop import _batches, _rate, _step
+from deploykit.training_loop import _batches, _rate
 from deploykit.training_recipes import AUGMENTATION_NAMES, TrainOptions, recipe_for
 from deploykit.training_run import start_run
 from deploykit.training_setup import common_size, plan_network
+from deploykit.training_step import train_step
 
 QUICK = TrainOptions(epochs=2, batch_size=64, augment="shapes", threads=1, device="cpu")
 
@@ -308,13 +309,13 @@ def test_gradients_are_cut_and_heads_that_only_train_are_counted_with_their_weig
     norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
     before = [parameter.detach().clone() for parameter in module.parameters()]
     torch.manual_seed(1)
-    loss, _ = _step(run, mix(pictures, targets, mixup=0.0, cutmix=0.0)).tolist()
+    loss, _ = train_step(run, mix(pictures, targets, mixup=0.0, cutmix=0.0)).tolist()
     assert len(auxiliary) == 2 and loss == pytest.approx(entropy(logits, targets).item(), rel=1e-4)
     moved = [old - new.detach() for old, new in zip(before, module.parameters(), strict=True)]
     # Nesterov's first step is 1 + momentum times the gradient.
-    for step, gradient in zip(moved, gradients, strict=True):
-        assert torch.allclose(step, 1.9 * gradient * 0.01 / norm, rtol=0.05, atol=1e-5)
-    assert float(torch.sqrt(sum((step**2).sum() for step in moved))) == pytest.approx(1.9 * 0.01, rel=0.01)
+    for change, gradient in zip(moved, gradients, strict=True):
+        assert torch.allclose(change, 1.9 * gradient * 0.01 / norm, rtol=0.05, atol=1e-5)
+    assert float(torch.sqrt(sum((change**2).sum() for change in moved))) == pytest.approx(1.9 * 0.01, rel=0.01)
 
 
 def test_frozen_features_keep_every_bit(small: tuple[Dataset, Dataset], tmp_path: Path) -> None:
