@@ -65,9 +65,17 @@ def bench_onnx(
         results=tuple(timing for _, timing in timings),
         failures=tuple(item.failed() for item in contestants if item.failure is not None),
         headline=chosen.headline,
-        environment=environment.describe(),
+        environment=_environment(contestants),
         deploykit=__version__,
     )
+
+
+def _environment(contestants: Sequence[Contestant]) -> dict[str, Any]:
+    """This machine, with the versions of what ran models outside of the installed runtime."""
+    found = environment.describe()
+    for process in (process for item in contestants for process in item.processes):
+        found["versions"] |= process.started.get("versions", {})
+    return found
 
 
 Timed = list[tuple[Contestant, Timing]]

@@ -10,7 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 from deploykit.errors import InputError, UnknownNameError
-from deploykit.runtime import check_memory, check_provider, check_provider_options, check_threads
+from deploykit.providers import WEB
+from deploykit.runtime import (
+    check_memory,
+    check_provider,
+    check_provider_options,
+    check_threads,
+    check_unbound,
+)
 
 __all__ = ["PRESETS", "BenchOptions", "Setting", "preset"]
 
@@ -24,7 +31,7 @@ class Setting:
     """What one model is measured in: what an app would choose too.
 
     Attributes:
-        provider: Short name of the execution provider (``runtime.PROVIDERS``).
+        provider: Short name of the execution provider (``runtime.PROVIDERS``), or ``web``.
         threads: Threads of one operator; None takes what affinity and the cgroup's quota allow.
         batch: Pictures in one call, for models whose batch axis is dynamic.
         session: Further arguments of ``runtime.create_session``.
@@ -43,7 +50,8 @@ class BenchOptions:
     Where ``provider``, ``threads`` or ``batch`` are several, every model is measured in every combination of them.
 
     Attributes:
-        provider: Short names of execution providers (``runtime.PROVIDERS``).
+        provider: Short names of execution providers (``runtime.PROVIDERS``), and ``web``: ONNX Runtime's WebAssembly
+            in a headless Chromium.
         threads: Threads of one operator; None takes what affinity and the cgroup's quota allow.
         batch: Pictures in one call, for models whose batch axis is dynamic.
         samples: Timed calls of each model, at least.
@@ -87,8 +95,7 @@ class BenchOptions:
     headline: str = "median"
 
     def __post_init__(self) -> None:
-        for provider in _several(self.provider):
-            check_provider(provider)
+        self._check_providers()
         for threads in _several(self.threads):
             check_threads(threads)
         for name in ("batch", "samples", "processes"):
@@ -101,12 +108,28 @@ class BenchOptions:
         providers = _several(self.provider)
         for provider in providers if set(providers) == {"cpu"} else set(providers) - {"cpu"}:
             check_provider_options(provider, self.provider_options or {})
+            if not self.binds(provider):
+                check_unbound(provider, self.provider_options or {})
         self._check_times()
         for name, shape in (self.shape or {}).items():
             if any(size < 1 for size in shape):
                 raise InputError(f"shape {name}={shape}; allowed: sizes of 1 or more")
         if self.headline not in _HEADLINES:
             raise UnknownNameError("headline", self.headline, _HEADLINES)
+
+    def _check_providers(self) -> None:
+        for provider in _several(self.provider):
+            check_provider(provider, also=(WEB,))
+        ignored = {
+            "provider options": bool(self.provider_options),
+            "lean memory": self.memory != "default",
+            "IO binding": self.io_binding is True,
+            "time by operator": self.per_operator,
+            "a fallback": self.allow_fallback,
+        }
+        if WEB in _several(self.provider) and any(ignored.values()):
+            what = ", ".join(name for name, asked in ignored.items() if asked)
+            raise InputError(f"provider 'web' has no {what}; leave that out, or measure 'web' in a run of its own")
 
     def _check_times(self) -> None:
         finite = all(map(math.isfinite, (self.min_time_s, self.max_time_s, self.timeout_s)))

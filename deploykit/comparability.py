@@ -12,7 +12,8 @@ __all__ = ["Mismatch", "mismatches"]
 
 _MACHINE = ("machine", "cpu", "cpu_features", "physical_cores", "logical_cores", "available_cpus")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # two builds of one version; only one of them is installed
-_PLUGINS = {"openvino": "onnxruntime-ep-openvino"}
+# Of what else decides the times of a provider.
+_VERSIONS = {"openvino": ("onnxruntime-ep-openvino",), "web": ("onnxruntime-web", "browser")}
 _GPU_PROVIDERS = ("cuda", "tensorrt")
 _SETTING = ("provider", "threads", "batch", "memory_mode", "provider_options", "io_binding", "cuda_graph")
 
@@ -57,8 +58,7 @@ def _facts(environment: Mapping[str, Any], provider: str) -> dict[str, Any]:
     versions = environment.get("versions") or {}
     facts = {key: environment.get(key) for key in _MACHINE}
     facts["onnxruntime"] = next((versions[name] for name in _RUNTIMES if name in versions), None)
-    if plugin := _PLUGINS.get(provider):
-        facts[plugin] = versions.get(plugin)
+    facts.update((name, versions.get(name)) for name in _VERSIONS.get(provider, ()))
     if provider in _GPU_PROVIDERS:
         gpus = environment.get("gpus") or []
         facts["gpu"] = [gpu.get("name") for gpu in gpus]

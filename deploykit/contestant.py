@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from deploykit.disturbances import clock_warning
 from deploykit.energy import POWERCAP
 from deploykit.errors import DeploykitError
 from deploykit.feeds import feeds_of
+from deploykit.graph.integer_operators import check_integers_run
 from deploykit.graph.precision import precision_of
 from deploykit.graph.weights import check_weights
 from deploykit.latencies import doubts, latency_of, pooled, timer_note
 from deploykit.lean_model import lean_copy
 from deploykit.operators import NodeTime, OperatorProfile, OperatorTime
+from deploykit.providers import WEB
+from deploykit.runtime import computed_in
 from deploykit.timings import Failure, Memory, Timing
+from deploykit.web_worker import WebWorker, check_web
 from deploykit.worker import Worker
 
 __all__ = ["Contestant", "ModelProcess", "contestants_of"]
@@ -38,7 +42,7 @@ _TOP_NODES = 20
 class ModelProcess:
     """One fresh process of a model: what it said when it started and was warm, and its timed calls, turn by turn."""
 
-    worker: Worker
+    worker: Worker | WebWorker
     started: Mapping[str, Any]
     warm: Mapping[str, Any]
     blocks: list[list[float]] = field(default_factory=list)  # milliseconds
@@ -79,6 +83,7 @@ class Contestant:
     precision: str
     feeds: list[dict[str, Any]]
     setting: Setting = field(default_factory=Setting)
+    remark: str | None = None  # of how the provider computes it
     processes: list[ModelProcess] = field(default_factory=list)
     failure: DeploykitError | None = None
 
@@ -106,7 +111,9 @@ class Contestant:
             warm = worker.ask("warm", min_runs=_WARM_RUNS, min_s=_WARM_S, max_s=_WARM_LIMIT_S)
             self.processes.append(ModelProcess(worker, started, warm))
 
-    def _worker(self, options: BenchOptions) -> Worker:
+    def _worker(self, options: BenchOptions) -> AbstractContextManager[Worker | WebWorker]:
+        if self.setting.provider == WEB:
+            return WebWorker(self.artifact.name, timeout_s=options.timeout_s)
         return Worker(self.artifact.name, provider=self.setting.provider, timeout_s=options.timeout_s)
 
     def _model(self, stack: ExitStack) -> str:
@@ -167,6 +174,8 @@ class Contestant:
         """The record of what was timed; ``noise`` are warnings about the machine. Raises: DeploykitError."""
         started = self.processes[0].started
         latency = latency_of([process.blocks for process in self.processes])
+        told = dict(self.setting.session.get("provider_options") or {})
+        unclear = self.remark is not None and started["provider"] == self.setting.provider
         doubtful = [*self._doubts(options), *noise]
         return Timing(
             model=self.artifact.name,
@@ -188,9 +197,10 @@ class Contestant:
             turns_ms=tuple(tuple(round(value, 6) for value in turns) for turns in self.turn_medians()),
             processes=len(self.processes),
             memory_mode=self.setting.session.get("memory", "default"),
-            provider_options=dict(self.setting.session.get("provider_options") or {}),
+            provider_options=told,
             io_binding=options.binds(self.setting.provider),
             cuda_graph=started["cuda_graph"],
+            computed_in=None if unclear else computed_in(started["provider"], told, self.precision),
             energy_mj_per_inference=self._energy_mj(),
             energy_sources=tuple(started["energy_sources"]),
         )
@@ -199,8 +209,9 @@ class Contestant:
         """The most of all processes."""
         answers = [{**process.started, **process.worker.ask("memory")} for process in self.processes]
         keys = ("after_load_bytes", "peak_bytes", "process_peak_bytes", "load_peak_bytes", "steady_bytes")
-        most = {key: max(answer[key] for answer in answers) for key in keys}
-        return Memory(weights_bytes=self.artifact.file_bytes, **most)
+        found = {key: [answer[key] for answer in answers] for key in keys}
+        most = {key: None if None in values else max(values) for key, values in found.items()}
+        return Memory(weights_bytes=self.artifact.file_bytes, **most, **_on_device(answers))
 
     def _energy_mj(self) -> float | None:
         """Millijoules of one timed call, on average."""
@@ -232,6 +243,10 @@ class Contestant:
             yield f"{nodes['cpu']} of {sum(nodes.values())} nodes ran on the CPU"
         if options.binds(started["provider"]) and started["provider"] != "cpu":
             yield "inputs and outputs stay in the device's memory: no copy is in the latency"
+        if self.remark and started["provider"] == asked:
+            yield self.remark
+        if started["provider"] == asked and started.get("device_missing"):
+            yield f"no device memory: {started['device_missing']}"
         if options.energy and started["energy_missing"]:
             yield f"no energy: {started['energy_missing']}"
         step_ns = min(process.warm["timer_step_ns"] for process in self.processes)
@@ -240,17 +255,35 @@ class Contestant:
         yield from started["notes"]
 
 
+def _on_device(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Memory on the GPU, the most of all processes; null where one does not run there, or cannot tell."""
+    held = [(answer.get("device_bytes"), answer.get("device_counted")) for answer in answers]
+    known = [(amount, counted) for amount, counted in held if amount is not None]
+    if len(known) < len(answers):
+        return {"device_bytes": None, "device_counted": None}
+    most, counted = max(known)
+    return {"device_bytes": most, "device_counted": counted}
+
+
 def contestants_of(path: Path, options: BenchOptions) -> list[Contestant]:
-    """The model in every setting. Raises: ModelFileError, InputError for shapes that are unknown or do not fit."""
+    """The model in every setting.
+
+    Raises:
+        ModelFileError: The file cannot be used.
+        InputError: Shapes that are unknown or do not fit; what ``check_web`` raises, where a browser is asked for.
+    """
+    if any(setting.provider == WEB for setting in options.settings()):
+        check_web()
     model = load_model(path)
     artifact = Artifact.of_model(model, path)
     check_weights(model, path)  # NaN and denormals take other times than numbers do
     precision = precision_of(model)
     found = []
     for setting in options.settings():
+        remark = check_integers_run(model, path, setting.provider, allow_fallback=options.allow_fallback)
         shapes = _shapes(artifact, options, setting.batch)
         feeds = [asdict(feed) for feed in feeds_of(artifact, batch=setting.batch, shapes=shapes)]
-        found.append(Contestant(artifact, precision, feeds, setting))
+        found.append(Contestant(artifact, precision, feeds, setting, remark))
     return found
 
 

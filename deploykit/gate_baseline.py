@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploykit.errors import InputError
 from deploykit.gate_options import GateOptions
+from deploykit.providers import WEB
 from deploykit.results import read_record
 from deploykit.timings import Bench, Timing
 
@@ -66,6 +67,8 @@ def open_baseline(
         raise InputError(f"{baseline} is a record of kind {record.kind!r}; expected one of deploykit bench, 'timing'")
     found = _of_model(record, candidate.name.removesuffix(".onnx"), model, str(baseline))
     stored = _of_setting(found, options, str(baseline))
+    if stored.provider == WEB and options.provider is None:
+        raise InputError(f"{baseline} was measured in a browser, and gate does not measure there; give --provider")
     _check_figures(stored, str(baseline))
     return Baseline("record", None, stored, record, str(baseline))
 

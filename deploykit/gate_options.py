@@ -9,6 +9,7 @@ from typing import Any
 
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.limits import Limit, parse_bytes, parse_milliseconds, parse_share
+from deploykit.providers import WEB
 from deploykit.runtime import PROVIDERS, check_threads
 
 __all__ = ["DEFAULT_SLOWDOWN", "GateOptions", "changed", "parse_limit"]
@@ -63,6 +64,8 @@ class GateOptions:
 
     def __post_init__(self) -> None:
         self._check_limits()
+        if self.provider == WEB:
+            raise InputError("gate does not measure in a browser; give another --provider than 'web'")
         if self.provider is not None and self.provider not in PROVIDERS:
             raise UnknownNameError("provider", self.provider, PROVIDERS)
         check_threads(self.threads)

@@ -1,17 +1,20 @@
-"""Memory of this very process, in bytes: what it holds now and at its peak, on Linux, macOS and Windows."""
+"""Memory of this very process, in bytes: what it holds now and at its peak, on Linux, macOS and Windows.
+
+Of another process, as far as the system shows it: a sandboxed one hides from all but the superuser.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-__all__ = ["peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = ["peak_bytes", "peak_bytes_of", "reset_peak", "reset_peak_of", "resident_bytes", "resident_bytes_of"]
 
 
-def _status_bytes(key: str) -> int | None:
+def _status_bytes(key: str, process: int | str = "self") -> int | None:
     try:
-        text = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux, or the process has ended
         return None
     for line in text.splitlines():
         if line.startswith(key + ":"):
@@ -45,8 +48,36 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Lets ``peak_bytes`` count from now on, where the system can."""
+    """Lets ``peak_bytes`` count from now on, where the system can; otherwise it counts from the process's start."""
+    _reset("self")
+
+
+def resident_bytes_of(pid: int) -> int | None:
+    """Resident memory of another process; None where it has ended or the system does not show it."""
+    resident = _status_bytes("VmRSS", pid)
+    if resident is None:
+        import psutil
+
+        try:
+            resident = int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return None
+    return resident
+
+
+def peak_bytes_of(pid: int) -> int | None:
+    """Peak resident memory of another process since its start or the last reset; None where it is not shown."""
+    return _status_bytes("VmHWM", pid)
+
+
+def reset_peak_of(pid: int) -> bool:
+    """Lets ``peak_bytes_of`` count from now on; whether the system permitted it."""
+    return _reset(pid)
+
+
+def _reset(process: int | str) -> bool:
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
-    except OSError:  # not Linux, or not permitted: the peak then counts from the process's start
-        return
+        Path(f"/proc/{process}/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
+    except OSError:  # not Linux, or not permitted
+        return False
+    return True

@@ -36,7 +36,8 @@ _SHOWN_NODES = 10
 def bench(
     models: Annotated[list[Path], typer.Argument(help="One or more .onnx files, measured interleaved.")],
     provider: Annotated[
-        list[str] | None, typer.Option(help="Execution providers: cpu, cuda, openvino, …; several, or with commas.")
+        list[str] | None,
+        typer.Option(help="Execution providers: cpu, cuda, openvino, …, or web (a browser); several, or with commas."),
     ] = None,
     threads: Annotated[
         list[str] | None, typer.Option(help="Threads, such as 1,2; by default the CPUs that this process may use.")

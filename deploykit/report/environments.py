@@ -23,7 +23,8 @@ __all__ = [
 # since a kernel's release changes by itself. Versions are kept beside the machine: they are of a row.
 MACHINE_KEYS = ("machine", "cpu", "cpu_features", "available_cpus", "gpus", "os")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # two wheels of one runtime
-_PLUGINS = {"openvino": "onnxruntime-ep-openvino"}  # providers that come in a wheel of their own
+# Providers with versions of their own: of a wheel, or of the runtime in a browser.
+_VERSIONS = {"openvino": ("onnxruntime-ep-openvino",), "web": ("onnxruntime-web", "browser")}
 _LONGEST = 60  # characters of a value in a message
 _MOST_VALUES = 4
 
@@ -95,8 +96,9 @@ def onnxruntime_version(environment: Mapping[str, Any]) -> str | None:
 def provider_version(environment: Mapping[str, Any], provider: str | None) -> str | None:
     """The version of a provider that has one of its own, such as OpenVINO's plugin; None for all others."""
     versions = environment.get("versions")
-    version = versions.get(_PLUGINS.get(provider or "", "")) if isinstance(versions, Mapping) else None
-    return str(version) if version else None
+    if not isinstance(versions, Mapping):
+        return None
+    return ", ".join(str(versions[name]) for name in _VERSIONS.get(provider or "", ()) if versions.get(name)) or None
 
 
 def differing(environments: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
