@@ -16,6 +16,7 @@ from deploykit.artifact import Artifact, Preprocess, load_model, repeated
 from deploykit.crops import crop_batches
 from deploykit.data.dataset import Pictures
 from deploykit.errors import InputError
+from deploykit.graph.integer_operators import check_integers_run
 from deploykit.graph.precision import precision_of
 from deploykit.preprocess import normalize, preprocess_for
 from deploykit.raw_pictures import inputs_of
@@ -50,6 +51,7 @@ class Classifier:
         preprocess: What it is fed with.
         precision: As ``precision_of`` names it.
         gives_probabilities: Its output is a distribution already, not logits.
+        remark: What a reader has to know of how the provider computes it.
     """
 
     artifact: Artifact
@@ -57,6 +59,7 @@ class Classifier:
     preprocess: Preprocess
     precision: str
     gives_probabilities: bool = False
+    remark: str | None = None
 
     @classmethod
     def open(
@@ -75,6 +78,7 @@ class Classifier:
         Raises:
             ModelFileError: The file is not a usable model.
             InputError: The model has several inputs, or its preprocessing is unknown.
+            ProviderError: The provider cannot be used, or does not compute with the integers of the model.
         """
         proto = load_model(model)
         artifact = Artifact.of_model(proto, Path(model))
@@ -83,8 +87,10 @@ class Classifier:
                 f"{model} has {len(artifact.inputs)} inputs; evaluation feeds models with exactly one picture input"
             )
         wanted = preprocess_for(artifact, preprocess)
+        told = check_integers_run(proto, Path(model), provider, allow_fallback=bool(session.get("allow_fallback")))
         opened = create_session(model, provider, **session)
-        return cls(artifact, opened, wanted, precision_of(proto), ends_in_softmax(proto.graph))
+        remark = told if opened.provider == provider else None
+        return cls(artifact, opened, wanted, precision_of(proto), ends_in_softmax(proto.graph), remark)
 
     @classmethod
     def open_reference(

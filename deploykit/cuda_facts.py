@@ -49,7 +49,8 @@ def _distributions(path: Sequence[str] | None) -> tuple[dict[str, str], int | No
     """Versions by name, and CUDA's major version of torch."""
     from importlib import metadata  # brings zipfile and email, 4 MB that a bench worker would be charged with
 
-    versions, torch_cuda = {}, None
+    versions: dict[str, str] = {}
+    torch_cuda = None
     for item in metadata.distributions() if path is None else metadata.distributions(path=list(path)):
         name = (item.metadata["Name"] or "").lower().replace("_", "-")
         versions.setdefault(name, item.version)

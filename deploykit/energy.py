@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.nvml import open_gpu
+
 __all__ = ["POWERCAP", "Meter", "NvmlMeter", "RaplMeter", "find_meters", "open_nvml", "open_rapl"]
 
 POWERCAP = Path("/sys/class/powercap")
@@ -105,25 +107,14 @@ def open_rapl(powercap: Path = POWERCAP) -> RaplMeter | str:
 
 def open_nvml() -> NvmlMeter | str:
     """The meter of the first NVIDIA GPU that this process sees, or why there is none."""
-    from importlib import import_module
-
+    opened = open_gpu()
+    if isinstance(opened, str):
+        return f"the GPU's energy {opened}"
+    nvml, device = opened
     try:
-        nvml: Any = import_module("pynvml")
-    except ImportError:
-        return "the GPU's energy needs pip install nvidia-ml-py"
-    try:
-        nvml.nvmlInit()
-        return NvmlMeter(nvml, _visible_device(nvml, os.environ.get("CUDA_VISIBLE_DEVICES", "")))
-    except nvml.NVMLError as problem:
+        return NvmlMeter(nvml, device)
+    except nvml.NVMLError as problem:  # before Volta
         return f"the GPU's energy cannot be read: {problem}"
-
-
-def _visible_device(nvml: Any, visible: str) -> Any:
-    """NVML's handle of CUDA's first device; NVML itself does not heed CUDA_VISIBLE_DEVICES."""
-    first = visible.split(",")[0].strip()
-    if first and not first.isdigit():
-        return nvml.nvmlDeviceGetHandleByUUID(first.encode())
-    return nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
 
 
 def _text(path: Path) -> str:

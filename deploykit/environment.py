@@ -74,7 +74,8 @@ def describe() -> dict[str, Any]:
 
     Returns:
         ``os, machine, cpu, cpu_features, physical_cores, logical_cores, available_cpus, memory_bytes,
-        memory_limit_bytes, gpus: [{name, memory_bytes, driver}], python, versions``; None where unknown.
+        memory_limit_bytes, gpus: [{name, memory_bytes, driver, compute_capability}], python, versions``; None where
+        unknown.
     """
     return copy.deepcopy(_described())
 
@@ -220,15 +221,23 @@ def _cpu_model() -> str:
 
 def _gpus() -> list[dict[str, Any]]:
     """NVIDIA GPUs, asked of the driver's own tool, so that neither torch nor CUDA is needed."""
-    answer = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"])
-    gpus = []
-    for line in answer.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 3:
-            mebibytes = int(parts[1]) if parts[1].isdigit() else None
-            memory_bytes = None if mebibytes is None else mebibytes * 1024 * 1024
-            gpus.append({"name": parts[0], "memory_bytes": memory_bytes, "driver": parts[2]})
-    return gpus
+    asked = "name,memory.total,driver_version"
+    # Drivers before 470 do not know the compute capability and then tell nothing at all.
+    answer = _nvidia_smi(f"{asked},compute_cap") or _nvidia_smi(asked)
+    return [gpu for line in answer.splitlines() if (gpu := _gpu([part.strip() for part in line.split(",")]))]
+
+
+def _nvidia_smi(query: str) -> str:
+    return _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"])
+
+
+def _gpu(parts: list[str]) -> dict[str, Any] | None:
+    """One line of nvidia-smi's; what it does not tell is None."""
+    if len(parts) not in (3, 4):
+        return None
+    memory_bytes = int(parts[1]) * 1024 * 1024 if parts[1].isdigit() else None
+    capability = parts[3] if len(parts) == 4 and parts[3][:1].isdigit() else None
+    return {"name": parts[0], "memory_bytes": memory_bytes, "driver": parts[2], "compute_capability": capability}
 
 
 def _output(command: list[str]) -> str:

@@ -25,7 +25,14 @@ from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError
 from deploykit.progress import Progress, silent
 from deploykit.results import Accuracy, EnsembleMember, Example
-from deploykit.runtime import check_memory, check_provider, check_provider_options, check_threads
+from deploykit.runtime import (
+    check_memory,
+    check_provider,
+    check_provider_options,
+    check_threads,
+    check_unbound,
+    computed_in,
+)
 
 __all__ = ["Classifier", "EvaluateOptions", "evaluate_ensemble", "evaluate_onnx"]
 
@@ -65,6 +72,7 @@ class EvaluateOptions:
         check_threads(self.threads)
         check_provider(self.provider)
         check_provider_options(self.provider, self.provider_options)
+        check_unbound(self.provider, self.provider_options)
         check_memory(self.memory)
 
 
@@ -236,6 +244,7 @@ def _record(panel: Panel, data: Dataset, counts: _Counts, names: Sequence[str]) 
         provider="+".join(dict.fromkeys(member.session.provider for member in panel.members)),
         provider_options=panel.members[0].session.provider_options,
         precision="+".join(dict.fromkeys(member.precision for member in panel.members)),
+        computed_in=_computed_in(panel.members),
         network=networks.pop() if len(networks) == 1 else None,
         file_bytes=sum(artifact.file_bytes for artifact in artifacts),
         crops=panel.crops,
@@ -243,6 +252,18 @@ def _record(panel: Panel, data: Dataset, counts: _Counts, names: Sequence[str]) 
         forward_passes=panel.crops * len(panel.members),
         picture_ms=1000.0 * counts.seconds / counts.samples,
     )
+
+
+def _computed_in(members: Sequence[Classifier]) -> str | None:
+    """Of all members; None where one does not tell."""
+    found = [
+        None
+        if member.remark
+        else computed_in(member.session.provider, member.session.provider_options, member.precision)
+        for member in members
+    ]
+    known = [kind for kind in found if kind is not None]
+    return "+".join(dict.fromkeys(known)) if len(known) == len(found) else None
 
 
 def _joint_sha256(digests: Sequence[str]) -> str:
@@ -276,7 +297,7 @@ def _twice(members: Sequence[Classifier]) -> list[str]:
 
 def _provider_notes(members: Sequence[Classifier], asked: str) -> list[str]:
     """What a reader has to know of where the answers were computed, each once."""
-    notes = []
+    notes = [member.remark for member in members if member.remark]
     for session in (member.session for member in members):
         if session.provider != asked:
             notes.append(f"provider {asked!r} could not be used; these are answers of {session.provider!r}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from deploykit import environment
 from deploykit.errors import InputError
 
-__all__ = ["built_in_options", "check_provider_options", "precision_notes"]
+__all__ = ["built_in_options", "check_provider_options", "check_unbound", "computed_in", "precision_notes"]
 
 # What the plugin only warns of in its log (messages of onnxruntime-ep-openvino 1.8.1) -> what has the effect.
 _IGNORED_BY_OPENVINO = {
@@ -31,6 +31,9 @@ _IGNORED_BY_OPENVINO = {
 # What deploykit settles by the number of threads.
 _OF_THREADS = {"openvino": "INFERENCE_NUM_THREADS", "xnnpack": "intra_op_num_threads"}
 _BF16 = {"amx_bf16", "avx512_bf16"}
+_CUDA_SWITCHES = ("use_tf32", "prefer_nhwc", "enable_cuda_graph", "enable_cudnn", "cudnn_conv_use_max_workspace")
+_ON, _OFF = ("1", "true"), ("0", "false")
+_SHORT = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
 _HALF = {"trt_fp16_enable": "float16", "trt_bf16_enable": "bfloat16", "trt_int8_enable": "int8"}
 _QUIET_PROVIDERS = ("cpu", "xnnpack", "openvino", "cuda", "tensorrt", "coreml", "qnn")
 
@@ -47,6 +50,20 @@ def check_provider_options(provider: str, options: Mapping[str, str]) -> None:
         if provider == "openvino" and key in _IGNORED_BY_OPENVINO:
             instead = _IGNORED_BY_OPENVINO[key]
             raise InputError(f"provider 'openvino' ignores {key}; give {instead} instead")
+        if provider == "cuda" and key in _CUDA_SWITCHES and value.lower() not in (*_ON, *_OFF):
+            raise InputError(f"provider option {key}={value}; allowed: 1 or 0")
+
+
+def check_unbound(provider: str, options: Mapping[str, str]) -> None:
+    """For runs whose inputs are copied to the device each time, which a captured graph would not look at.
+
+    Raises: InputError for ``enable_cuda_graph``: the provider replays on the addresses of the first run
+    (onnxruntime.ai, "CUDA Execution Provider", CUDA graphs).
+    """
+    if provider == "cuda" and options.get("enable_cuda_graph", "0").lower() in _ON:
+        raise InputError(
+            "provider option enable_cuda_graph=1 needs inputs that stay on the device; bench with IO binding has them"
+        )
 
 
 def built_in_options(provider: str, threads: int, given: Mapping[str, str], *, lean: bool) -> dict[str, str]:
@@ -73,6 +90,38 @@ def precision_notes(provider: str, options: Mapping[str, str]) -> Iterator[str]:
         yield f"the precision that {provider} computes in is not known to deploykit"
 
 
+def computed_in(provider: str, options: Mapping[str, str], precision: str) -> str | None:
+    """What a model's layers are computed in: ``"fp32"``, ``"tf32"``, ``"fp16"``, … ; None where it is not known.
+
+    Args:
+        provider: What really runs.
+        options: What the provider was told.
+        precision: The file's (``graph.precision``).
+    """
+    if provider in ("cuda", "tensorrt"):
+        return _computed_by_nvidia(provider, options, precision)
+    if precision != "fp32":
+        return precision if provider in ("cpu", "web", "openvino", "xnnpack") and precision == "int8" else None
+    if provider == "openvino":
+        hint = options.get("INFERENCE_PRECISION_HINT")
+        lowered = hint is None and next(iter(_openvino_notes(options)), None)
+        return _SHORT.get(hint) if hint else "bf16" if lowered else "fp32"
+    return "fp32" if provider in ("cpu", "web", "xnnpack") else None
+
+
+def _computed_by_nvidia(provider: str, options: Mapping[str, str], precision: str) -> str | None:
+    """Ampere, of compute capability 8, is the first generation with TF32."""
+    allowed = [kind for key, kind in _HALF.items() if options.get(key, "0").lower() in _ON]
+    if allowed or precision not in ("fp32", "fp16"):  # TensorRT chooses among them; integers in float are told apart
+        return None
+    if precision == "fp16" or not _tf32_allowed(provider, options):
+        return precision
+    capability = next((gpu.get("compute_capability") for gpu in environment.describe()["gpus"]), None)
+    if capability is None:
+        return None
+    return "tf32" if int(capability.split(".")[0]) >= 8 else "fp32"
+
+
 def _openvino_notes(options: Mapping[str, str]) -> Iterator[str]:
     """OpenVINO's default is bfloat16 where the CPU has it (docs.openvino.ai, "Precision Control")."""
     hint = options.get("INFERENCE_PRECISION_HINT")
@@ -85,13 +134,15 @@ def _openvino_notes(options: Mapping[str, str]) -> Iterator[str]:
 
 def _nvidia_notes(provider: str, options: Mapping[str, str]) -> Iterator[str]:
     name = {"cuda": "CUDA", "tensorrt": "TensorRT"}[provider]
-    allowed = [kind for key, kind in _HALF.items() if options.get(key, "0").lower() in ("1", "true")]
+    allowed = [kind for key, kind in _HALF.items() if options.get(key, "0").lower() in _ON]
     if provider == "tensorrt" and allowed:
         yield f"TensorRT was allowed to compute in {' and '.join(allowed)}"
-    # cuBLAS, cuDNN and TensorRT obey the variable (docs.nvidia.com, "TF32").
-    forbidden = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" or (
-        provider == "cuda" and options.get("use_tf32", "1").lower() in ("0", "false")
-    )
-    if not forbidden:
+    if _tf32_allowed(provider, options):
         off = "use_tf32=0" if provider == "cuda" else "NVIDIA_TF32_OVERRIDE=0 is set"
         yield f"{name} computes float32 convolutions in TF32 on Ampere and later unless {off}"
+
+
+def _tf32_allowed(provider: str, options: Mapping[str, str]) -> bool:
+    """cuBLAS, cuDNN and TensorRT obey the variable (docs.nvidia.com, "TF32"); the option is the CUDA provider's."""
+    switched_off = provider == "cuda" and options.get("use_tf32", "1").lower() in _OFF
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and not switched_off

@@ -101,6 +101,7 @@ class Accuracy(Record):
         forward_passes: For one picture, ``crops`` × ``models``.
         picture_ms: Preparing one picture and all its forward passes, decoding left out, on average.
         provider_options: What the provider was told, in its own names; its precision may hang on them.
+        computed_in: What the layers were computed in, such as ``"tf32"`` for a float32 model; None where not known.
     """
 
     kind: ClassVar[str] = "accuracy"
@@ -126,6 +127,7 @@ class Accuracy(Record):
     forward_passes: int = 1
     picture_ms: float | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    computed_in: str | None = None
     members: tuple[EnsembleMember, ...] = ()
     examples: tuple[Example, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -23,7 +23,13 @@ from deploykit import environment
 from deploykit.artifact import TensorSpec, check_is_file
 from deploykit.errors import InputError, ProviderError
 from deploykit.lean_model import LeanModel, prepared
-from deploykit.provider_options import built_in_options, check_provider_options, precision_notes
+from deploykit.provider_options import (
+    built_in_options,
+    check_provider_options,
+    check_unbound,
+    computed_in,
+    precision_notes,
+)
 from deploykit.providers import (
     PROVIDERS,
     add_plugin,
@@ -53,6 +59,8 @@ __all__ = [
     "check_provider",
     "check_provider_options",
     "check_threads",
+    "check_unbound",
+    "computed_in",
     "create_session",
     "filled",
     "plugin_of",
@@ -115,10 +123,12 @@ class Session:
         """Runs the model once on an array (for the only input) or on arrays by input name; returns all outputs.
 
         Raises:
-            InputError: Missing or unknown inputs, wrong element type or shape.
+            InputError: Missing or unknown inputs, wrong element type or shape; a captured CUDA graph, which needs
+                ``io_binding``.
             ModelFileError: An operator fails while it runs.
             ProviderError: The provider, which is not the CPU, fails while it runs.
         """
+        check_unbound(self.provider, self.provider_options)
         named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
         with mapped("cannot run the model", self.provider, partial(fix_of, self.provider)):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
@@ -228,8 +238,8 @@ def create_session(
     session = Session(raw, started, load_ms=load_ms, placed=placed, notes=notes)
     if session.provider != provider and not allow_fallback:
         why = why_not(provider, raw)
-        started = why.startswith("started")  # then nothing is wrong with the installation
-        raise ProviderError(f"provider {provider!r} {why}; {fix_of(provider, '' if started else why)}")
+        said = "" if why.startswith("started") else why  # where it has started, the installation is right
+        raise ProviderError(f"provider {provider!r} {why}; {fix_of(provider, said)}")
     return session
 
 

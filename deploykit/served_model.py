@@ -28,6 +28,7 @@ from deploykit import process_memory
 from deploykit.errors import DeploykitError, ModelFileError, ProviderError
 
 if TYPE_CHECKING:
+    from deploykit.device_memory import DeviceMemory
     from deploykit.energy import Meter
     from deploykit.runtime import Session
 
@@ -51,6 +52,7 @@ class ServedModel:
         self._session: Session | None = None
         self._call: Callable[[], object] = int
         self._meters: list[Meter] = []
+        self._device: DeviceMemory | str = ""
         self._measuring_bytes = 0
         self._peak_before = 0
         self._resident_before = 0
@@ -73,9 +75,11 @@ class ServedModel:
         energy counters, None where energy is not asked for.
         """
         self._measuring_bytes = _import_all()
+        from deploykit.device_memory import open_device_memory
         from deploykit.random_inputs import make_feeds
 
         arrays = make_feeds(feeds, seed)
+        self._device = open_device_memory(options.get("provider", "cpu"))
         gc.collect()
         gc.disable()  # a collection inside a timed run would be charged to the model
         self._peak_before = process_memory.peak_bytes()
@@ -83,7 +87,8 @@ class ServedModel:
         self._resident_before = process_memory.resident_bytes()
         given = (model, arrays, options)
         loaded = (self._load_capturing(*given) if cuda_graph else None) or self._load(*given, io_binding=io_binding)
-        return {"cuda_graph": False, **loaded, **self._open_meters(powercap)}
+        missing = self._device if isinstance(self._device, str) else ""
+        return {"cuda_graph": False, "device_missing": missing, **loaded, **self._open_meters(powercap)}
 
     def _load_capturing(self, model: str, arrays: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
         """Loads with one CUDA graph captured and replayed; None where ONNX Runtime refuses.
@@ -108,9 +113,11 @@ class ServedModel:
 
         session = create_session(model, **options)
         after_load, load_peak = process_memory.resident_bytes(), process_memory.peak_bytes()
+        self._read_device()
         began = time.perf_counter_ns()
         self._session, self._call = session, _first_run(session, arrays, io_binding=io_binding)
         first_run_ms = (time.perf_counter_ns() - began) / 1e6
+        self._read_device()
         return {
             "load_ms": session.load_ms,
             "first_run_ms": first_run_ms,
@@ -179,7 +186,16 @@ class ServedModel:
             "peak_bytes": max(0, peak - self._resident_before),
             "steady_bytes": max(0, steady - self._resident_before),
             "process_peak_bytes": max(peak, self._peak_before) - self._measuring_bytes,
+            **self._read_device(),
         }
+
+    def _read_device(self) -> dict[str, Any]:
+        """The most that the process held on the GPU so far; null where nothing runs there, or it cannot be read."""
+        on_gpu = self._session is None or self._session.provider in ("cuda", "tensorrt")
+        if isinstance(self._device, str) or not on_gpu:
+            return {"device_bytes": None, "device_counted": None}
+        self._device.read()
+        return {"device_bytes": self._device.most_bytes, "device_counted": self._device.counted}
 
     def profile(self, *, top: int) -> dict[str, Any]:
         """Time by operator, of a session that was started with a ``profile_prefix``; it profiles nothing afterwards."""
@@ -237,6 +253,7 @@ def _import_all() -> int:
     import onnxruntime  # noqa: F401
 
     of_an_app = process_memory.resident_bytes()
+    import deploykit.device_memory
     import deploykit.disturbances
     import deploykit.io_binding
     import deploykit.random_inputs

@@ -47,6 +47,10 @@ class Memory:
         process_peak_bytes: The whole process at its peak, Python and ONNX Runtime's library counted.
         load_peak_bytes: At its peak while loading.
         steady_bytes: After the timed runs.
+        device_bytes: On the GPU, at most, after loading, after the first and after the timed runs, CUDA's context
+            counted; None off NVIDIA's providers and where it cannot be read (a warning says why).
+        device_counted: ``"process"``, or ``"board"`` where the driver does not list the process, as in a container:
+            then what the whole GPU has taken since before the model.
     """
 
     weights_bytes: int
@@ -55,6 +59,8 @@ class Memory:
     process_peak_bytes: int | None = None
     load_peak_bytes: int | None = None
     steady_bytes: int | None = None
+    device_bytes: int | None = None
+    device_counted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Timing:
         provider_options: Options that were given to the provider.
         io_binding: Whether inputs and outputs stayed in the device's memory, so that no copy was timed.
         cuda_graph: Whether the CUDA provider replayed one captured graph.
+        computed_in: What the layers were computed in under these options on this device, such as ``"tf32"`` for a
+            float32 model; None where it is not known.
         energy_mj_per_inference: Millijoules that the counters of ``energy_sources`` counted during a timed call, on
             average, for everything that the machine did then; None where it was not asked for or cannot be read.
         operators: Milliseconds of one inference by operator, from a separate run under ONNX Runtime's profiler.
@@ -98,6 +106,7 @@ class Timing:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     io_binding: bool = False
     cuda_graph: bool = False
+    computed_in: str | None = None
     energy_mj_per_inference: float | None = None
     energy_sources: tuple[str, ...] = ()
     operators: tuple[OperatorTime, ...] = ()

@@ -1,0 +1,65 @@
+"""Memory on an NVIDIA GPU that this very process takes, by NVML: weights, activations, and CUDA's own context.
+
+ONNX Runtime's arena keeps what it has taken, so that what is read after the runs is near the peak.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from deploykit.nvml import open_gpu
+
+__all__ = ["DeviceMemory", "open_device_memory"]
+
+_GPU_PROVIDERS = ("cuda", "tensorrt")
+
+
+class DeviceMemory:
+    """What this process holds on one GPU, in bytes; made before CUDA starts in it.
+
+    NVML lists processes by the host's numbers, so that in a container this one may not be found. Then what the whole
+    board has taken since is counted instead, other programs included, and ``counted`` says ``"board"``.
+    """
+
+    def __init__(self, nvml: Any, device: Any) -> None:
+        self._nvml, self._device = nvml, device
+        self._before = self._on_board()
+        self.most_bytes = 0
+        self.counted = "board"
+
+    def read(self) -> int:
+        """Bytes now; ``most_bytes`` keeps the largest of all readings."""
+        own = self._of_this_process()
+        self.counted = "board" if own is None else "process"
+        now = max(0, self._on_board() - self._before) if own is None else own
+        self.most_bytes = max(self.most_bytes, now)
+        return now
+
+    def _on_board(self) -> int:
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._device).used)
+
+    def _of_this_process(self) -> int | None:
+        """None where the process is not listed, or its memory is not told (Windows' WDDM, MIG)."""
+        try:
+            listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device)
+        except self._nvml.NVMLError:  # not supported, or not permitted
+            return None
+        for process in listed:
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+        return None
+
+
+def open_device_memory(provider: str) -> DeviceMemory | str:
+    """The meter for what runs on a provider, or why there is none; empty for providers without NVIDIA's memory."""
+    if provider not in _GPU_PROVIDERS:
+        return ""
+    opened = open_gpu()
+    if isinstance(opened, str):
+        return f"the GPU's memory {opened}"
+    nvml, device = opened
+    try:
+        return DeviceMemory(nvml, device)
+    except nvml.NVMLError as problem:
+        return f"the GPU's memory cannot be read: {problem}"
