@@ -55,20 +55,24 @@ class Calibration:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
         """All samples (n, …), ``size`` at a time, the last batch shorter; read, prepared and checked anew each time.
+
+        Args:
+            size: Samples a batch at most.
+            part: Only these, beginning at a multiple of ``size``.
 
         Raises:
             InputError: Shape or type do not fit the model.
             DataError: NaN or infinite values, a damaged picture, or more or fewer samples than before.
         """
-        seen = 0
-        for batch in self.rows.batches(size):
+        seen, wanted = 0, self.count if part is None else len(part)
+        for batch in self.rows.batches(size, part):
             _check(batch, self.taken, self.model, self.name)
             seen += len(batch)
             yield batch
-        if seen != self.count:
-            raise DataError(f"{self.name} gave {seen} calibration samples after {self.count}; they must stay the same")
+        if seen != wanted:
+            raise DataError(f"{self.name} gave {seen} calibration samples after {wanted}; they must stay the same")
 
 
 def calibration_from_dataset(

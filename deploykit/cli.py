@@ -25,6 +25,7 @@ from deploykit.commands import (
     pictures,
     quantization,
     rewriting,
+    shared_work,
     training,
     tuning,
     verification,
@@ -82,12 +83,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
 ) -> None:
     """From PyTorch to the edge: train, export to ONNX, quantize, measure and ship image networks."""
+    shared_work.check_shared(context.invoked_subcommand)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ Runtime's ReduceMin and ReduceMax pass over NaN, and are no faster (``benchmarks
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from deploykit.graph.shapes import Shapes, infer
 from deploykit.histogram import Histogram
 from deploykit.progress import Progress, silent
 from deploykit.ranges import ChannelSums, Statistics
+from deploykit.ranks import ALONE, Ranks, part_of
 from deploykit.runtime import Session, create_session, filled
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """Their number."""
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """Arrays (n, …), ``size`` samples at a time."""
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
+        """Arrays (n, …), ``size`` samples at a time; with ``part`` only those, from a multiple of ``size`` on."""
 
 
 def collect_statistics(
@@ -54,6 +56,7 @@ def collect_statistics(
     channel_means: Sequence[str] = (),
     batch_size: int = 32,
     threads: int | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Statistics:
     """Least and greatest value of each tensor over all samples; histograms and means of channels where asked for.
@@ -69,25 +72,37 @@ def collect_statistics(
         channel_means: Tensors (N, C, …) whose channels' means are wanted, over samples and space.
         batch_size: Samples at a time at most; fewer where their tensors are large. A model may fix it.
         threads: Of the runtime, and of the counting; None takes what the machine allows.
-        progress: Called after each batch.
+        ranks: Processes that share the samples; each returns the statistics of all, as one process would find them.
+        progress: Called after each batch, of this process's share.
 
     Raises:
         InputError: A name that is no tensor of the graph, or not in float.
         DataError: NaN or infinite values, naming the tensor; no samples.
         ModelFileError: The model cannot be run.
+        RankError: Another process is gone.
     """
     watched = _Watched.of(model, tensors, channel_means)
     session = watched.session(threads)
     seen = _Seen(watched, histogram)
     size, done = session.fixed_batch or watched.batch_size(batch_size, session, samples), 0
+    part = part_of(len(samples), ranks, step=size)
     with ThreadPoolExecutor(session.threads) as pool:
-        for batch in samples.batches(size):
+        for batch in samples.batches(size) if ranks.world == 1 else samples.batches(size, part):
             seen.add(watched.values(session, batch), len(batch), pool)
             done += len(batch)
-            progress("calibrate", done, len(samples))
-    if not done:
+            progress("calibrate", done, len(part))
+    return _of_all(Statistics(done, seen.extremes, seen.histograms, seen.channels), ranks)
+
+
+def _of_all(mine: Statistics, ranks: Ranks) -> Statistics:
+    """Merged in the order of the samples. A share may be empty where there are fewer batches than processes."""
+    if ranks.world == 1:
+        found = [mine] if mine.samples else []
+    else:
+        found = [Statistics.from_bytes(part) for part in ranks.gather(mine.to_bytes() if mine.samples else b"") if part]
+    if not found:
         raise DataError("no calibration samples; best are 128 or more")
-    return Statistics(done, seen.extremes, seen.histograms, seen.channels)
+    return functools.reduce(Statistics.merge, found)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@
     ├── EmulatorError                   an emulator, or what runs in it, that is missing
     ├── AnswerIsNoError                 exit code 1: asked, measured, and the answer is no
     │   └── ParityError                 the exported model does not compute what the module computes
-    └── NotComparableError              exit code 3: no honest answer
+    ├── NotComparableError              exit code 3: no honest answer
+    └── RankError                       exit code 3: another process that shares the work is gone
 
 A message is one line: what was wrong, what was received, what is allowed. ``exit_code`` is what the command line
 ends with (`docs/interface.md`).
@@ -37,6 +38,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "ProviderError",
+    "RankError",
     "UnknownNameError",
 ]
 
@@ -124,3 +126,16 @@ class NotComparableError(DeploykitError):
     """Too noisy, or measured under conditions that differ: no honest answer."""
 
     exit_code = 3
+
+
+class RankError(DeploykitError):
+    """Another process that shares the work is gone; where it said why, the message does.
+
+    Args:
+        message: One line.
+        exit_code: That of the process that said why it ended.
+    """
+
+    def __init__(self, message: str, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

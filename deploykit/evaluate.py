@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from deploykit.crops import check_crops
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError
 from deploykit.progress import Progress, silent
+from deploykit.ranks import ALONE, Ranks, part_of
 from deploykit.results import Accuracy, EnsembleMember, Example
 from deploykit.runtime import (
     check_memory,
@@ -81,6 +83,7 @@ class _Counts:
     """What the pictures seen so far say."""
 
     classes: int
+    members: int
     samples: int = 0
     top1: int = 0
     top5: int = 0
@@ -88,9 +91,22 @@ class _Counts:
     seconds: float = 0.0
     right: NDArray[np.int64] = field(init=False)
     seen: NDArray[np.int64] = field(init=False)
+    alone: NDArray[np.int64] = field(init=False)  # right answers of each member
 
     def __post_init__(self) -> None:
         self.right, self.seen = np.zeros(self.classes, np.int64), np.zeros(self.classes, np.int64)
+        self.alone = np.zeros(self.members, np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {name: value if isinstance(value, int | float) else value.tolist() for name, value in vars(self).items()}
+
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Adds what another process has counted, as its ``to_json``."""
+        for name in ("samples", "top1", "top5", "agreeing", "seconds"):
+            setattr(self, name, getattr(self, name) + other[name])
+        for name in ("right", "seen", "alone"):
+            getattr(self, name).__iadd__(np.array(other[name], np.int64))
 
     def add(self, answer: Answers, targets: NDArray[np.int64]) -> None:
         hit = answer.argmax(1) == targets
@@ -110,6 +126,7 @@ def evaluate_onnx(
     reference: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | str | None = None,
     options: EvaluateOptions | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Accuracy:
     """Counts what ``model`` gets right on every picture of ``data``.
@@ -122,7 +139,8 @@ def evaluate_onnx(
         preprocess: For foreign models: a ``Preprocess`` or the name of a preset. The reference takes it only when its
             file does not say its own.
         options: Provider, threads, batch size, crops.
-        progress: Called after each batch.
+        ranks: Processes that share the pictures, in the batches of one process; each returns what all have counted.
+        progress: Called after each batch, of this process's share.
 
     Returns:
         Top-1, top-5 (None for five classes or fewer, where it says nothing), per-class accuracy and agreement, and
@@ -131,12 +149,13 @@ def evaluate_onnx(
     Raises:
         InputError: The classes of model, data and reference do not fit, or preprocessing is unknown.
         DataError: A damaged picture.
+        RankError: Another process is gone.
     """
     options, start = options or EvaluateOptions(), time.perf_counter()
     given = _opening(options, sessions=1 if reference is None else 2)
     classifier = Classifier.open(model, preprocess=preprocess, **given)
     other = Classifier.open_reference(reference, preprocess, **given) if reference is not None else None
-    record = _measured((classifier,), other, data, options, progress)
+    record = _measured((classifier,), other, data, options, ranks, progress)
     return replace(record, seconds=round(time.perf_counter() - start, 3))
 
 
@@ -147,6 +166,7 @@ def evaluate_ensemble(
     reference: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | str | None = None,
     options: EvaluateOptions | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Accuracy:
     """``evaluate_onnx`` for several models whose probabilities are averaged (Szegedy et al. 2015, section 7).
@@ -160,6 +180,7 @@ def evaluate_ensemble(
         reference: As there; it answers alone.
         preprocess: For those models that do not say their own.
         options: As there.
+        ranks: As there.
         progress: As there.
 
     Raises:
@@ -171,7 +192,7 @@ def evaluate_ensemble(
     given = _opening(options, sessions=len(models))
     members = tuple(Classifier.open_reference(model, preprocess, **given) for model in models)
     other = Classifier.open_reference(reference, preprocess, **given) if reference is not None else None
-    record = _measured(members, other, data, options, progress)
+    record = _measured(members, other, data, options, ranks, progress)
     return replace(record, seconds=round(time.perf_counter() - start, 3))
 
 
@@ -191,6 +212,7 @@ def _measured(
     other: Classifier | None,
     data: Dataset,
     options: EvaluateOptions,
+    ranks: Ranks,
     progress: Progress,
 ) -> Accuracy:
     probe = data.pictures(range(min(_PROBES, len(data))))
@@ -198,30 +220,51 @@ def _measured(
     classes, orders, alike = _matched(members, other, data)
     panel = Panel(members, orders, options.crops, options.batch_size)
     referee = Panel((other,), (alike.logit,), options.crops, options.batch_size) if other and alike else None
-    counts, hits, examples = _Counts(classes.width), np.zeros(len(members), np.int64), list[Example]()
-    shown = _shown(len(data), options.examples)
-    for pictures, labels in data.batches(panel.pictures_a_step):
-        targets, first, start = classes.logit[labels], counts.samples, time.perf_counter()
+    counts, examples = _Counts(classes.width, len(members)), list[Example]()
+    shown, part = _shown(len(data), options.examples), part_of(len(data), ranks, step=panel.pictures_a_step)
+    for start_row in part[:: panel.pictures_a_step]:
+        rows = range(start_row, min(start_row + panel.pictures_a_step, part.stop))
+        pictures, targets = data.pictures(rows), classes.logit[data.targets[rows.start : rows.stop]]
+        start = time.perf_counter()
         answers = panel.answers(pictures)
         counts.seconds += time.perf_counter() - start
         answer = mean_answer(answers)
         counts.add(answer, targets)
-        hits += [int((single.argmax(1) == targets).sum()) for single in answers]
+        counts.alone += [int((single.argmax(1) == targets).sum()) for single in answers]
         if referee and alike:
             counts.agreeing += int((alike.logit[answer.argmax(1)] == referee.joint(pictures).argmax(1)).sum())
-        for row in (row for row in range(len(targets)) if first + row in shown):
+        for row in (row for row in range(len(targets)) if rows[row] in shown):
             sure = panel.probabilities(answer[row : row + 1])[0]
             examples.append(_example(pictures[row], sure, int(targets[row]), classes.names))
-        progress("evaluate", counts.samples, len(data))
+        progress("evaluate", counts.samples, len(part))
+    counts, examples = _of_all(counts, examples, ranks)
     found = [matching.warning for matching in (classes, alike) if matching and matching.warning]
     return replace(
         _record(panel, data, counts, classes.names),
         agreement=counts.agreeing / counts.samples if other else None,
         reference=other.artifact.path.name if other else None,
-        members=_members(members, hits / counts.samples) if len(members) > 1 else (),
+        members=_members(members, counts.alone / counts.samples) if len(members) > 1 else (),
         examples=tuple(examples),
-        warnings=(*data.notes, *found, *_twice(members), *_provider_notes(members, options.provider)),
+        warnings=(
+            *data.notes,
+            *found,
+            *_twice(members),
+            *_provider_notes(members, options.provider),
+            *_shared_notes(ranks),
+        ),
     )
+
+
+def _of_all(counts: _Counts, examples: list[Example], ranks: Ranks) -> tuple[_Counts, list[Example]]:
+    """What all processes have counted, and the pictures that they keep, in the order of the pictures."""
+    if ranks.world == 1:
+        return counts, examples
+    mine = {"counts": counts.to_json(), "examples": [asdict(example) for example in examples]}
+    found = [json.loads(part) for part in ranks.gather(json.dumps(mine).encode())]
+    total = _Counts(counts.classes, counts.members)
+    for part in found:
+        total.merge(part["counts"])
+    return total, [Example(**example) for part in found for example in part["examples"]]
 
 
 def _record(panel: Panel, data: Dataset, counts: _Counts, names: Sequence[str]) -> Accuracy:
@@ -305,6 +348,11 @@ def _provider_notes(members: Sequence[Classifier], asked: str) -> list[str]:
             notes.append(f"{on_cpu} of {sum(session.nodes_by_provider.values())} nodes ran on the CPU")
         notes += session.notes
     return list(dict.fromkeys(notes))
+
+
+def _shared_notes(ranks: Ranks) -> list[str]:
+    text = f"{ranks.world} processes shared the pictures; the time a picture is that of each beside the others"
+    return [text] if ranks.world > 1 else []
 
 
 def _shown(total: int, count: int) -> set[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit import environment
 from deploykit.calibrate import Calibration
 from deploykit.collect import collect_statistics
 from deploykit.errors import ModelFileError, UnknownNameError
@@ -23,6 +24,7 @@ from deploykit.layer_inputs import feed_of, grams_in_passes
 from deploykit.layer_rounding import block_layer, learn_layers, round_layers
 from deploykit.progress import Progress, silent
 from deploykit.ranges import Statistics
+from deploykit.ranks import ALONE, Ranks, threads_each
 from deploykit.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class IntegerModels:
         samples: Real inputs.
         effort: Name in ``EFFORTS``.
         keep_float: Layers that stay in float in every form.
+        ranks: Processes that share the calibration.
         progress: Called while samples are read.
     """
 
@@ -79,12 +82,14 @@ class IntegerModels:
         *,
         effort: str = "medium",
         keep_float: Collection[str] = (),
+        ranks: Ranks = ALONE,
         progress: Progress = silent,
     ) -> None:
         if effort not in EFFORTS:
             raise UnknownNameError("effort", effort, EFFORTS)
         self.model, self.recipe, self.samples = model, recipe, samples
         self.effort, self.keep_float, self.progress = EFFORTS[effort], frozenset(keep_float), progress
+        self.ranks = ranks
 
     @cached_property
     def matrices(self) -> frozenset[str]:
@@ -101,7 +106,7 @@ class IntegerModels:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """One pass over the samples."""
+        """One pass over the samples, which every process of ``ranks`` has to make."""
         reads = [str(node.inputs[0].name) for node in self._layers(self.plan.products)]  # type: ignore[union-attr]
         return collect_statistics(
             self.model.path,
@@ -110,8 +115,14 @@ class IntegerModels:
             histogram=self.effort.methods != ("minmax",),
             channel_means=tuple(dict.fromkeys(reads)),
             batch_size=self._batch,
+            threads=threads_each(self.ranks, environment.available_cpus()),
+            ranks=self.ranks,
             progress=self.progress,
         )
+
+    def calibrate(self) -> None:
+        """Makes that pass now, and not when its statistics are asked for."""
+        _ = self.statistics
 
     @cached_property
     def weights(self) -> dict[str, RoundedWeights]:

@@ -31,6 +31,7 @@ from deploykit.integer_model import EFFORTS, IntegerModels
 from deploykit.progress import Progress, silent
 from deploykit.quantization_options import QuantizeOptions
 from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
+from deploykit.ranks import ALONE, Ranks
 from deploykit.raw_pictures import inputs_of
 from deploykit.recipes import RECIPES, Recipe, timed_here
 from deploykit.results import Quantization
@@ -40,7 +41,7 @@ from deploykit.runtime_errors import mapped, one_line
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["RECIPES", "QuantizeOptions", "Recipe", "quantize_onnx"]
+__all__ = ["RECIPES", "QuantizeOptions", "Recipe", "help_quantize", "quantize_onnx"]
 
 _MOST_BYTES = 2**31  # of one protobuf message
 _TAKEN = ("float32", "uint8")
@@ -59,6 +60,7 @@ def quantize_onnx(
     preprocess: Preprocess | str | None = None,
     options: QuantizeOptions | None = None,
     overwrite: bool = False,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Quantization:
     """Quantizes a float model; the input file is never changed.
@@ -71,6 +73,7 @@ def quantize_onnx(
         preprocess: For foreign models: a ``Preprocess`` or the name of a preset.
         options: Recipe, effort, budget, number of samples, seed.
         overwrite: Replace an existing file.
+        ranks: Processes that share the calibration, of which this one is the first; the others ``help_quantize``.
         progress: Called after each calibration batch.
 
     Returns:
@@ -81,6 +84,7 @@ def quantize_onnx(
         InputError: The model is quantized already, or the samples do not fit it.
         DataError: No samples, or damaged ones.
         OutputError: ``output`` exists or cannot be written.
+        RankError: Another process is gone.
     """
     options, start, target = options or QuantizeOptions(), time.perf_counter(), Path(output)
     options = replace(options, recipe=recipe) if recipe else options
@@ -96,7 +100,7 @@ def quantize_onnx(
         _one_line(parent.path),
         opened_float_model(source, parent, batch_size=options.batch_size, without=without) as prepared,
     ):
-        choice, quantized = _chosen(prepared, samples, held_out, options, progress)
+        choice, quantized = _chosen(prepared, samples, held_out, options, ranks, progress)
     _stamp(quantized, source, parent, samples, options.chosen, choice)
     with atomic_path(target, overwrite=overwrite) as aside:
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
@@ -105,6 +109,41 @@ def quantize_onnx(
     warnings = (*samples.warnings, *choice.notes, *_doubts(parent, made, figures, choice))
     figures |= _figures_of(choice, options, held_out)
     return _record(parent, made, replace(samples, warnings=warnings), figures, start)
+
+
+def help_quantize(
+    model: str | os.PathLike[str],
+    *,
+    calibration: Dataset,
+    preprocess: Preprocess | str | None = None,
+    options: QuantizeOptions | None = None,
+    ranks: Ranks,
+    progress: Progress = silent,
+) -> None:
+    """What the other processes do while rank 0 is in ``quantize_onnx``: measure their shares of the samples.
+
+    Args:
+        model: As there, like the rest.
+        calibration: As there; the same pictures on every process.
+        preprocess: As there.
+        options: As there.
+        ranks: The processes; this one is not the first.
+        progress: As there.
+
+    Raises: as there.
+    """
+    options = options or QuantizeOptions()
+    source = load_model(model)
+    parent = Artifact.of_model(source, Path(model))
+    _check_quantizable(source, parent)
+    samples, _ = _samples(parent, calibration, replace(options, max_drop=None), preprocess)
+    without = {*options.without, *options.chosen.not_rewritten}
+    with (
+        _one_line(parent.path),
+        opened_float_model(source, parent, batch_size=options.batch_size, without=without) as prepared,
+    ):
+        kept = _known_layers(prepared, options.keep_float)
+        list(_forms(prepared, samples, kept, options, ranks, progress))
 
 
 def _samples(
@@ -139,13 +178,16 @@ def _chosen(
     samples: Calibration,
     held_out: HeldOut | None,
     options: QuantizeOptions,
+    ranks: Ranks,
     progress: Progress,
 ) -> tuple[Choice, onnx.ModelProto]:
     import onnx
 
     _check_rewritten(prepared, samples)
     kept = _known_layers(prepared, options.keep_float)
-    models, choice = _best_models(prepared, samples, kept, options, progress)
+    # The form with the least noise on the answers.
+    forms = [(form, best_ranges(form)) for form in _forms(prepared, samples, kept, options, ranks, progress)]
+    models, choice = min(forms, key=lambda pair: pair[1].noise_db)
     if held_out is not None and options.max_drop is not None:
         choice = within_budget(models, choice, held_out, options.max_drop, progress=progress)
     timed = options.never_slower and timed_here(options.chosen, options.target, platform.machine())
@@ -160,19 +202,29 @@ def _chosen(
     return replace(choice, rewrites=prepared.changes), quantized
 
 
-def _best_models(
-    prepared: FloatModel, samples: Calibration, kept: tuple[str, ...], options: QuantizeOptions, progress: Progress
-) -> tuple[IntegerModels, Choice]:
-    """The form with the least noise on the answers: of the graph as it is, or with its channels equalised."""
+def _forms(
+    prepared: FloatModel,
+    samples: Calibration,
+    kept: tuple[str, ...],
+    options: QuantizeOptions,
+    ranks: Ranks,
+    progress: Progress,
+) -> Iterator[IntegerModels]:
+    """The integer models of the graph as it is and, where that is tried, with its channels equalised; each calibrated.
+
+    Every process of ``ranks`` has to ask for all of them.
+    """
     chosen, effort = options.chosen, EFFORTS[options.effort]
     prepared = prepared.reading_pixels() if chosen.reads_pixels else prepared
-    tried = [prepared, prepared.equalized() if effort.equalized and chosen.grid else None]
-    forms = []
-    for form in tried:
-        if form is not None:
-            models = IntegerModels(form, chosen, samples, effort=options.effort, keep_float=kept, progress=progress)
-            forms.append((models, best_ranges(models)))
-    return min(forms, key=lambda pair: pair[1].noise_db)
+    for form in (prepared, prepared.equalized() if effort.equalized and chosen.grid else None):
+        if form is None:
+            continue
+        models = IntegerModels(
+            form, chosen, samples, effort=options.effort, keep_float=kept, ranks=ranks, progress=progress
+        )
+        if ranks.world > 1 and chosen.precision != "fp16":
+            models.calibrate()
+        yield models
 
 
 def _check_rewritten(prepared: FloatModel, samples: Calibration) -> None:

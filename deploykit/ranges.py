@@ -6,6 +6,7 @@ last bit, as long as the runtime gives a sample the same activations in either.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +26,30 @@ from deploykit.range_methods import RangeOptions, choose_range
 
 __all__ = ["ChannelSums", "Statistics"]
 
-_SCHEMA = "deploykit.statistics/1"
+_SCHEMA = "deploykit.statistics/2"
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelSums:
-    """Sums of the samples' means of each channel, ``(C,)`` float64, and the number of samples."""
+    """Sums of the samples' means of each channel, ``(C,)`` float64, and the number of samples.
+
+    ``rest`` is what rounding took from the sums (Knuth's two-sum), so that parts add up alike in any order.
+    """
 
     sums: NDArray[np.float64]
     samples: int
+    rest: NDArray[np.float64] | float = 0.0
 
     def __add__(self, other: ChannelSums) -> ChannelSums:
-        return ChannelSums(self.sums + other.sums, self.samples + other.samples)
+        sums = self.sums + other.sums
+        theirs = sums - self.sums
+        lost = (self.sums - (sums - theirs)) + (other.sums - theirs)
+        return ChannelSums(sums, self.samples + other.samples, lost + self.rest + other.rest)
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """``(C,)``."""
+        return np.asarray((self.sums + self.rest) / self.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +92,7 @@ class Statistics:
         """``(C,)``: mean over samples and space of each channel. Raises: InputError when it was not asked for."""
         if name not in self.channel_sums:
             raise InputError(f"the means of {name!r} were not collected; collected: {', '.join(self.channel_sums)}")
-        held = self.channel_sums[name]
-        return held.sums / held.samples
+        return self.channel_sums[name].means
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.extremes)
@@ -103,6 +115,16 @@ class Statistics:
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Writes an ``.npz`` of plain arrays. Raises: OutputError."""
+        with atomic_path(path, overwrite=overwrite) as aside, aside.open("wb") as handle:
+            self._write(handle)
+        return Path(path)
+
+    def to_bytes(self) -> bytes:
+        """What ``save`` would write."""
+        self._write(packed := io.BytesIO())
+        return packed.getvalue()
+
+    def _write(self, handle: IO[bytes]) -> None:
         header = {
             "schema": _SCHEMA,
             "samples": self.samples,
@@ -118,20 +140,29 @@ class Statistics:
         }
         for index, held in enumerate(self.channel_sums.values()):
             arrays[f"channels{index}"] = held.sums
-        with atomic_path(path, overwrite=overwrite) as aside, aside.open("wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, **arrays)
-        return Path(path)
+            arrays[f"channels{index}.rest"] = np.broadcast_to(held.rest, held.sums.shape)
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
         """Reads what ``save`` has written. Raises: InputError for another file or another version."""
         try:
-            with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-                return cls._of(json.loads(str(arrays["header"])), arrays)
+            with Path(path).open("rb") as handle:
+                return cls._read(handle)
         except FileNotFoundError as problem:
             raise InputError(f"no such file: {path}") from problem
         except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as problem:
             raise InputError(f"{path} holds no statistics of a calibration; expected {_SCHEMA}") from problem
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> Statistics:
+        """What ``to_bytes`` gave."""
+        return cls._read(io.BytesIO(packed))
+
+    @classmethod
+    def _read(cls, handle: IO[bytes]) -> Statistics:
+        with np.load(handle, allow_pickle=False) as arrays:
+            return cls._of(json.loads(str(arrays["header"])), arrays)
 
     @classmethod
     def _of(cls, header: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Statistics:
@@ -145,7 +176,7 @@ class Statistics:
             ends,
             {name: Histogram.of(held, exponent, *ends[name]) for name, held, exponent in rows},
             {
-                name: ChannelSums(arrays[f"channels{index}"], samples)
+                name: ChannelSums(arrays[f"channels{index}"], samples, arrays[f"channels{index}.rest"])
                 for index, (name, samples) in enumerate(header["channels"].items())
             },
         )

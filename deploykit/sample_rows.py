@@ -22,8 +22,11 @@ __all__ = ["ArrayRows", "PictureRows", "Rows", "SpooledRows", "rows_of"]
 class Rows(Protocol):
     """Inputs of a model, in an order that stays the same."""
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """All rows, ``size`` at a time at most; each call begins anew."""
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
+        """All rows, ``size`` at a time at most; each call begins anew.
+
+        With ``part`` only those rows; it begins at a multiple of ``size``.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +36,14 @@ class PictureRows:
     pictures: Dataset
     preprocess: Preprocess
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
         """``size`` pictures at a time, fewer where a model takes any size and theirs differ.
 
         Raises: DataError for a damaged one.
         """
-        for pictures, _ in self.pictures.batches(size):
+        chosen = range(len(self.pictures)) if part is None else part
+        for start in chosen[::size]:
+            pictures = self.pictures.pictures(range(start, min(start + size, chosen.stop)))
             yield from inputs_of(self.preprocess, pictures)
 
 
@@ -48,8 +53,11 @@ class ArrayRows:
 
     arrays: Iterable[NDArray[Any]]
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
         """Their rows, ``size`` at a time; copied only where a batch takes from two arrays."""
+        yield from self._all(size) if part is None else _only(self._all(size), part)
+
+    def _all(self, size: int) -> Iterator[NDArray[Any]]:
         held: list[NDArray[Any]] = []
         for array in _alike(self.arrays):
             start = 0
@@ -88,14 +96,24 @@ class SpooledRows:
         weakref.finalize(rows, file.close)
         return rows
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
+    def batches(self, size: int, part: range | None = None) -> Iterator[NDArray[Any]]:
         """The next ``size`` rows of the file."""
         count, *axes = self.shape
-        for start in range(0, count, size):
-            batch = np.empty((min(size, count - start), *axes), self.dtype)
+        chosen = range(count) if part is None else part
+        for start in chosen[::size]:
+            batch = np.empty((min(size, chosen.stop - start), *axes), self.dtype)
             self.file.seek(start * (batch.nbytes // len(batch)))
             self.file.readinto(batch.data)  # type: ignore[attr-defined]  # every binary file has it
             yield batch
+
+
+def _only(batches: Iterator[NDArray[Any]], part: range) -> Iterator[NDArray[Any]]:
+    """Of batches that together hold all rows, the whole ones within ``part``."""
+    start = 0
+    for batch in batches:
+        if part.start <= start < part.stop:
+            yield batch
+        start += len(batch)
 
 
 def _write(file: IO[bytes], array: NDArray[Any]) -> None:

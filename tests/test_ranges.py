@@ -61,7 +61,7 @@ def _cut_short(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (_newer, "schema 'deploykit.statistics/9'; this version reads deploykit.statistics/1"),
+        (_newer, "schema 'deploykit.statistics/9'; this version reads deploykit.statistics/2"),
         (_cut_short, "holds no statistics of a calibration"),
         (lambda path: path.write_bytes(b""), "holds no statistics of a calibration"),
         (lambda path: path.write_bytes(b"no archive"), "holds no statistics of a calibration"),

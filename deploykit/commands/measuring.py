@@ -24,11 +24,14 @@ from deploykit.commands.options import (
     parse_preprocess,
     parse_provider_options,
 )
+from deploykit.commands.shared_work import shared_progress, shared_work
 from deploykit.errors import InputError
 from deploykit.figures import millisecond_text, percent_text
+from deploykit.ranks import Ranks, threads_each
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from deploykit.evaluate import EvaluateOptions
     from deploykit.results import Accuracy
 
 __all__ = ["evaluate", "report"]
@@ -77,23 +80,38 @@ def evaluate(
         crops=crops,
     )
     _check_count(models, ensemble)
-    if output:
-        check_writable(output, overwrite=overwrite)
-    dataset = load_for_models([Artifact.read(model) for model in models], data, split, data_dir)
-    given: dict[str, Any] = {"reference": reference, "preprocess": parse_preprocess(preprocess), "options": options}
-    with progress_bar() as progress:
-        if ensemble:
-            record = evaluate_ensemble(models, dataset, progress=progress, **given)
-        else:
-            record = evaluate_onnx(models[0], dataset, progress=progress, **given)
-    if output:
-        write_json(output, record.to_document(), overwrite=overwrite)
+    given: dict[str, Any] = {"reference": reference, "preprocess": parse_preprocess(preprocess)}
+    with shared_work() as ranks:
+        writes = output is not None and ranks.rank == 0
+        if output and writes:
+            check_writable(output, overwrite=overwrite)
+        dataset = load_for_models([Artifact.read(model) for model in models], data, split, data_dir)
+        given |= {"ranks": ranks, "options": _sharing(options, ranks)}
+        with shared_progress(ranks) as progress:
+            if ensemble:
+                record = evaluate_ensemble(models, dataset, progress=progress, **given)
+            else:
+                record = evaluate_onnx(models[0], dataset, progress=progress, **given)
+        if output and writes:
+            write_json(output, record.to_document(), overwrite=overwrite)
+    if ranks.rank == 0:
+        _tell(record, as_json=as_json)
+
+
+def _tell(record: Accuracy, *, as_json: bool) -> None:
     for warning in record.warnings:
         note(f"note: {warning}")
     if as_json:
         print_json(record.to_document())
     else:
         _print_accuracy(record)
+
+
+def _sharing(options: EvaluateOptions, ranks: Ranks) -> EvaluateOptions:
+    """Processes of one machine share its CPUs."""
+    from deploykit import environment
+
+    return replace(options, threads=options.threads or threads_each(ranks, environment.available_cpus()))
 
 
 def _check_count(models: list[Path], ensemble: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deploykit.commands.options import DataDir, Json, Output, Overwrite, PreprocessText, parse_preprocess
+from deploykit.commands.shared_work import shared_progress, shared_work
 from deploykit.figures import byte_text, percent_text
-from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
+from deploykit.terminal import note, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from deploykit.results import Quantization
@@ -67,7 +68,7 @@ def quantize(
     from deploykit import data as room
     from deploykit.artifact import Artifact
     from deploykit.files import check_writable, write_json
-    from deploykit.quantize import QuantizeOptions, quantize_onnx
+    from deploykit.quantize import QuantizeOptions, help_quantize, quantize_onnx
 
     options = QuantizeOptions(
         recipe=recipe,
@@ -81,25 +82,22 @@ def quantize(
         keep_float=tuple(keep_float or ()),
         without=tuple(without or ()),
     )
-    check_writable(output, overwrite=overwrite)
     beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
-    check_writable(beside, overwrite=overwrite)
-    artifact = Artifact.read(model)
-    dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
-    with progress_bar() as progress:
-        record = quantize_onnx(
-            model,
-            output,
-            calibration=dataset,
-            preprocess=parse_preprocess(preprocess),
-            options=options,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    with ExitStack() as undo:  # no model without its record
-        undo.callback(output.unlink, missing_ok=True)
-        write_json(beside, record.to_document(), overwrite=overwrite)
-        undo.pop_all()
+    with shared_work() as ranks:
+        for path in (output, beside) if ranks.rank == 0 else ():
+            check_writable(path, overwrite=overwrite)
+        artifact = Artifact.read(model)
+        dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
+        given: dict[str, Any] = {"preprocess": parse_preprocess(preprocess), "options": options, "ranks": ranks}
+        with shared_progress(ranks) as progress:
+            if ranks.rank:
+                help_quantize(model, calibration=dataset, progress=progress, **given)
+                return
+            record = quantize_onnx(model, output, calibration=dataset, overwrite=overwrite, progress=progress, **given)
+        with ExitStack() as undo:  # no model without its record
+            undo.callback(output.unlink, missing_ok=True)
+            write_json(beside, record.to_document(), overwrite=overwrite)
+            undo.pop_all()
     for warning in record.warnings:
         note(f"warning: {warning}")
     if as_json:

@@ -1,0 +1,183 @@
+"""Watches the other processes that share the work: each says that it lives and, at its end, why it ended.
+
+Without it a dead process shows as a hang of the others, or as a broken connection that does not say what broke it. What
+is said goes through the key-value store that torch.distributed keeps for its own meeting.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from deploykit.errors import RankError
+from deploykit.files import remove_unfinished
+
+__all__ = ["RankWatch", "Store"]
+
+_LOOK_S = 0.5
+_SILENCE_S = 20.0  # of a process elsewhere, or one that is stopped; here a process that is gone shows at once
+_GRACE_S = 8.0  # for the main thread to end by itself, which a call that never returns does not let it
+_MISREAD_S = 5.0  # by which the start of a process may be misread
+_FAREWELL_S = 10.0
+
+
+class Store(Protocol):
+    """What is used of ``torch.distributed.Store``."""
+
+    def set(self, key: str, value: str) -> None:
+        """Stores a value."""
+
+    def get(self, key: str) -> bytes:
+        """A value; waits for it."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all are there."""
+
+
+@dataclass
+class _Other:
+    """What is known of another process."""
+
+    rank: int
+    host: str
+    pid: int
+    started: float
+    beat: bytes = b""
+    heard: float = field(default_factory=time.monotonic)
+    ended: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is a process of this machine that has ended."""
+        return self.host == platform.node() and abs((_started(self.pid) or 0.0) - self.started) > _MISREAD_S
+
+
+class RankWatch:
+    """A thread that finds out when another process of the job ends before its work is done.
+
+    It interrupts the main thread, where ``verdict`` then says why. A main thread that does not come back, as it waits
+    within a collective call, is ended with the whole process.
+
+    Args:
+        store: A client of its own, as the thread's calls would wait for the main thread's.
+        rank: This process's.
+        world: Number of processes.
+        last_words: Called with the reason before the process is ended.
+    """
+
+    def __init__(self, store: Store, rank: int, world: int, last_words: Callable[[str], None]) -> None:
+        self._store, self._rank, self._last_words = store, rank, last_words
+        self._verdict: RankError | None = None
+        self._stopped, self._lock = threading.Event(), threading.Lock()
+        store.set(f"who/{rank}", json.dumps([platform.node(), os.getpid(), _started(os.getpid())]))
+        others = [number for number in range(world) if number != rank]
+        self._others = [_Other(number, *json.loads(store.get(f"who/{number}"))) for number in others]
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def verdict(self, patience_s: float = 0.0) -> RankError | None:
+        """Which process is gone, and why; looks for as long as it is told to, and once at least."""
+        until = time.monotonic() + patience_s
+        while True:
+            with self._lock:
+                self._verdict = self._verdict or self._look()
+            if self._verdict is not None or time.monotonic() >= until:
+                return self._verdict
+            self._stopped.wait(_LOOK_S / 5)
+
+    def close(self, code: int, reason: str, *, wait_for_others: bool = False) -> None:
+        """Tells the others that this process ends, and ends the thread.
+
+        Args:
+            code: Exit code; 0 says that this process's work is done.
+            reason: One line, for another code.
+            wait_for_others: Until they have ended too, for the process whose end would take the store from them.
+        """
+        self._stopped.set()
+        self._thread.join()
+        try:
+            self._store.set(f"end/{self._rank}", json.dumps([code, reason]))
+            until = time.monotonic() + (_FAREWELL_S if wait_for_others else 0.0)
+            while time.monotonic() < until and not all(other.gone or self._end(other) for other in self._others):
+                time.sleep(_LOOK_S / 5)
+        except RuntimeError:
+            return  # the store has gone first; nobody is left to tell
+
+    def _watch(self) -> None:
+        beat = 0
+        while not self._stopped.wait(_LOOK_S):
+            beat += 1
+            with self._lock:
+                self._verdict = self._verdict or self._said(beat) or self._look()
+            if self._verdict is not None:
+                break
+        if self._verdict is None or self._stopped.is_set():
+            return
+        _thread.interrupt_main()
+        if not self._stopped.wait(_GRACE_S):
+            remove_unfinished()
+            self._last_words(str(self._verdict))
+            os._exit(self._verdict.exit_code)
+
+    def _said(self, beat: int) -> RankError | None:
+        try:
+            self._store.set(f"beat/{self._rank}", str(beat))
+        except RuntimeError:
+            return _NO_STORE
+        return None
+
+    def _look(self) -> RankError | None:
+        try:
+            found = [problem for other in self._others if (problem := self._problem(other)) is not None]
+        except RuntimeError:
+            return _NO_STORE
+        # Those that ended because of another say so with the code of a lost process; the first cause comes first.
+        return min(found, key=lambda problem: problem.exit_code == RankError("").exit_code, default=None)
+
+    def _problem(self, other: _Other) -> RankError | None:
+        if other.ended:
+            return None
+        gone = other.gone  # before what it said: a process that says why it ends does so first
+        if (end := self._end(other)) is not None:
+            other.ended = end[0] == 0
+            return None if other.ended else RankError(f"rank {other.rank} ended: {end[1]}", int(end[0]))
+        if gone:
+            return RankError(
+                f"rank {other.rank} (process {other.pid}) is gone without a word, killed or out of memory; what was"
+                " complete stays"
+            )
+        if self._store.check([key := f"beat/{other.rank}"]) and (beat := self._store.get(key)) != other.beat:
+            other.beat, other.heard = beat, time.monotonic()
+        if time.monotonic() - other.heard > _SILENCE_S:
+            return RankError(
+                f"rank {other.rank} (process {other.pid} on {other.host}) has been silent for {_SILENCE_S:.0f} s;"
+                " what was complete stays"
+            )
+        return None
+
+    def _end(self, other: _Other) -> Sequence[Any] | None:
+        key = f"end/{other.rank}"
+        return json.loads(self._store.get(key)) if self._store.check([key]) else None
+
+
+_NO_STORE = RankError(
+    "the process that keeps the list of all processes (torchrun's agent, or rank 0) is gone; what was complete stays"
+)
+
+
+def _started(pid: int) -> float | None:
+    """When a process began; None when it is gone or dead and only not yet collected."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
