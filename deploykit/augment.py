@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UnknownNameError
 from deploykit.training_recipes import AUGMENTATION_NAMES
@@ -164,7 +164,7 @@ def _recoloured(images: torch.Tensor, amount: float) -> torch.Tensor:
         return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(1.0 - amount, 1.0 + amount)
 
     coloured = images.shape[1] == 3
-    luma = torch.tensor(_LUMA if coloured else (1.0,), device=images.device).view(1, -1, 1, 1)
+    luma = _constant(_LUMA if coloured else (1.0,), images.device).view(1, -1, 1, 1)
     images = (images * factor()).clamp_(0.0, 255.0)
     middle = (images * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
     images = torch.lerp(middle, images, factor()).clamp_(0.0, 255.0)
@@ -172,8 +172,16 @@ def _recoloured(images: torch.Tensor, amount: float) -> torch.Tensor:
         return images
     grey = (images * luma).sum(1, keepdim=True)
     strengths = torch.randn(len(images), 3, device=images.device) * _LIGHTING_DEVIATION
-    light = strengths @ torch.tensor(_LIGHTING, device=images.device)  # (N, 3)
+    light = strengths @ _constant(_LIGHTING, images.device)  # (N, 3)
     return torch.lerp(grey, images, factor()).add_(light[:, :, None, None]).clamp_(0.0, 255.0)
+
+
+@cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+    """Copied to the device once: a copy from memory that is not pinned waits for what the device still has to do."""
+    import torch
+
+    return torch.tensor(values, device=device)
 
 
 _crops = partial(_cropped, least_area=0.08, colour=0.4)
@@ -221,7 +229,7 @@ def mix(pictures: torch.Tensor, targets: torch.Tensor, *, mixup: float, cutmix: 
     blend = not cutmix or (mixup > 0 and float(torch.rand(())) < 0.5)
     alpha = torch.tensor(mixup if blend else cutmix)
     share = float(torch.distributions.Beta(alpha, alpha).sample())
-    order = torch.randperm(len(targets)).to(targets.device)
+    order = torch.randperm(len(targets), device=targets.device)
     if blend:
         return Mixed(torch.lerp(pictures[order], pictures, share), targets, targets[order], share)
     top, bottom, left, right = _rectangle(pictures.shape[2], pictures.shape[3], 1.0 - share)

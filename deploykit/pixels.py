@@ -65,8 +65,14 @@ class InMemory:
 
     def batches(self, chosen: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """See ``Pixels``."""
-        for rows in chosen:
-            yield self.pictures[rows.to(self.pictures.device)]
+        import torch
+
+        parts = list(chosen)
+        if not parts:
+            return
+        places = torch.cat(parts).to(self.pictures.device)  # once: each copy from here waits for the device
+        for rows in torch.split(places, [len(part) for part in parts]):
+            yield self.pictures[rows]
 
     def close(self) -> None:
         """Nothing to end."""
@@ -125,6 +131,13 @@ class Streamed:
 
     def batches(self, chosen: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """See ``Pixels``. Raises: DataError naming the picture that cannot be read."""
+        read = self._read(chosen)
+        if self._device.type == "cuda":
+            return _copied_ahead(read, self._device)
+        return (batch.to(self._device) for batch in read)
+
+    def _read(self, chosen: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The batches in this process's memory."""
         under_way: deque[tuple[torch.Tensor, list[Future[None]]]] = deque()
         for rows in chosen:
             under_way.append(self._begin(rows))
@@ -158,7 +171,33 @@ class Streamed:
     def _finished(self, batch: torch.Tensor, reading: Sequence[Future[None]]) -> torch.Tensor:
         for part in reading:
             part.result()
-        return batch.to(self._device, non_blocking=True)
+        return batch
+
+
+def _copied_ahead(batches: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Batches on a CUDA device, each copied by a stream of its own while the device works on the one before."""
+    import torch
+
+    side, ahead = torch.cuda.Stream(device), None  # type: ignore[no-untyped-call]
+    for batch in batches:
+        with torch.cuda.stream(side):
+            copy = batch.to(device, non_blocking=True)
+            copied = side.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copy, copied
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(copy: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
+    """The copy, for the current stream, which waits for it; its memory is not used anew before that has read it."""
+    import torch
+
+    stream = torch.cuda.current_stream(copy.device)
+    stream.wait_event(copied)
+    copy.record_stream(stream)
+    return copy
 
 
 def load_pixels(

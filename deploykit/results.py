@@ -135,7 +135,11 @@ class Accuracy(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Record):
-    """How a network was trained (``train``). ``history`` has one object an epoch: epoch, loss, accuracies, rate."""
+    """How a network was trained (``train``). ``history`` has one object an epoch: epoch, loss, accuracies, rate.
+
+    ``mfu`` is the fraction of the device's dense peak at ``precision`` that the training passes reached; None where the
+    peak is not known, as for every CPU.
+    """
 
     kind: ClassVar[str] = "training"
 
@@ -156,6 +160,7 @@ class Training(Record):
     options: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

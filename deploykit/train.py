@@ -5,41 +5,41 @@ It can be killed at any moment and resumed to the same bits; ``training_loop`` s
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploykit import __version__, charts, environment
+from deploykit import environment
 from deploykit.artifact import Preprocess
-from deploykit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from deploykit.batch_size import fit_batch, scaled
+from deploykit.checkpoint import Checkpoint, read_checkpoint
 from deploykit.data.dataset import Dataset
-from deploykit.errors import CheckpointError, InputError, MissingDependencyError, OutputError
+from deploykit.errors import CheckpointError, InputError, OutputError
 from deploykit.extras import require
-from deploykit.files import (
-    check_writable,
-    read_json,
-    remove_partials,
-    removed_if_empty,
-    sha256_file,
-    write_json,
-    write_text,
-)
+from deploykit.files import check_writable, read_json, remove_partials, removed_if_empty, sha256_file
 from deploykit.lock import folder_lock
 from deploykit.models import build, spec
 from deploykit.pixels import Pixels, load_pixels
 from deploykit.progress import Progress, silent
 from deploykit.results import Training
+from deploykit.training_compile import choose_compile, compile_module
 from deploykit.training_loop import run_epochs
-from deploykit.training_precision import choose_precision, float_arithmetic
+from deploykit.training_precision import choose_precision, device_peak, float_arithmetic
 from deploykit.training_recipes import TrainOptions, recipe_for
+from deploykit.training_results import CHECKPOINT, CURVES, HISTORY, RECORD, RESULTS, write_results
 from deploykit.training_run import Run, check_batches, choose_device, start_run, torch_threads
-from deploykit.training_setup import begin_header, common_size, plan_network, training_view
+from deploykit.training_setup import (
+    begin_header,
+    common_size,
+    forward_macs,
+    plan_network,
+    training_view,
+    with_options,
+)
 from deploykit.training_state import check_same, restore, save_state
 
 if TYPE_CHECKING:
@@ -47,14 +47,9 @@ if TYPE_CHECKING:
 
     from deploykit.pretrained import Weights
 
-__all__ = ["CHECKPOINT", "HISTORY", "RECORD", "TrainOptions", "train_network"]
+__all__ = ["CHECKPOINT", "CURVES", "HISTORY", "RECORD", "STATE", "TrainOptions", "train_network"]
 
-CHECKPOINT = "checkpoint.safetensors"
-HISTORY = "history.csv"
-CURVES = "curves.svg"
-RECORD = "train.json"
 STATE = "state.safetensors"
-_RESULTS = (RECORD, CHECKPOINT, HISTORY, CURVES)  # the record first, since it says that the others are complete
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class _Saved:
 
     path: Path
     checkpoint: Checkpoint
-    threads: int
+    options: TrainOptions
     record: Training | None
 
 
@@ -79,6 +74,7 @@ def train_network(
     weights: str | os.PathLike[str] | None = None,
     memory_cap: int | None = None,
     workers: int | None = None,
+    largest_batch: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -99,6 +95,8 @@ def train_network(
         memory_cap: Bytes that the pictures may take; a split that does not fit is read anew each epoch. For each half
             of the free memory when None. It does not change the result, and neither do ``workers``.
         workers: Processes that read pictures; as many as the CPUs allow when None.
+        largest_batch: Take the largest batch that the device holds, and scale the learning rate from that of
+            ``options``; see ``batch_size.fit_batch``. A resumed training keeps the batch that it has.
         resume: Go on after the last complete epoch in ``output``, to the same bits as if never interrupted (on the
             CPU, with the same threads: the state's, unless ``options`` has a number). Starts afresh where there is
             none; a finished training is returned as it is.
@@ -106,8 +104,8 @@ def train_network(
         progress: Called after each batch.
 
     Returns:
-        The record, which is also ``output/train.json``; its options have the device and the threads that were used,
-        the size and the network's options. Its warnings say what was chosen without being asked for.
+        The record, which is also ``output/train.json``; its options have what was used for what was ``auto``, the
+        threads, the size and the network's options. Its warnings say what was chosen without being asked for.
 
     Raises:
         UnknownNameError: No such network.
@@ -121,20 +119,21 @@ def train_network(
     _check_splits(train, test)
     started = _read_weights(weights)
     plan = plan_network(network, common_size(train), size, _options_of(started, network) | dict(network_options or {}))
-    options = options or recipe_for(train.name, network, plan.side)
-    _check_frozen(options, started)
-    device = choose_device(options.device)
-    options = replace(options, device=device.type, precision=choose_precision(options.precision, device))
+    asked = options or recipe_for(train.name, network, plan.side)
+    _check_frozen(asked, started)
+    device = choose_device(asked.device)
+    macs = forward_macs(plan, train) if device.type == "cuda" else None
+    options = _settled(asked, device, macs, len(train))
     header = begin_header(plan, train, options, started)
     with _own(folder), ExitStack() as opened:
-        saved = _saved(folder, header, options.threads, overwrite=overwrite) if resume else None
+        saved = _saved(folder, header, options, fitted=largest_batch, overwrite=overwrite) if resume else None
         if saved is not None and saved.record is not None:
             return saved.record
-        threads = saved.threads if saved else options.threads or environment.available_cpus()
-        header, options = _with_threads(header, threads), replace(options, threads=threads)
-        opened.enter_context(torch_threads(threads))
+        options = saved.options if saved else replace(options, threads=options.threads or environment.available_cpus())
+        opened.enter_context(torch_threads(options.threads or 1))
         opened.enter_context(float_arithmetic(options.precision, device))
         run, notes = _begin(header, options, device, len(train), started)
+        run.macs, run.peak = macs, device_peak(options.precision, device)
         if saved is not None:
             restore(run, saved.checkpoint, saved.path)
         _check_folder(folder, resume=resume, overwrite=overwrite)
@@ -144,11 +143,23 @@ def train_network(
             opened.callback(loaded.close)
             return loaded
 
-        learnt = pixels(train, training_view(header.preprocess, options.augment), memory_cap, exact=False)
+        view = training_view(header.preprocess, options.augment)
+        learnt = pixels(train, view, memory_cap, exact=False)
         rest = None if memory_cap is None else memory_cap - learnt.held_bytes
         measured = pixels(test, header.preprocess, rest, exact=True)
+        if largest_batch and saved is None:
+            run.warnings.append(fit_batch(run, view.size, len(train)))
+        if options.compile == "on":
+            run.compiled = compile_module(run.module, run.options, macs, device, required=asked.compile == "on")
+        header = with_options(header, run.options)
         run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
-        return _finish(run, header, folder, (*plan.notes, *notes, *run.warnings))
+        return _finish(run, header, folder, (*plan.notes, *notes))
+
+
+def _settled(options: TrainOptions, device: torch.device, macs: int | None, samples: int) -> TrainOptions:
+    """With the device's choice for what is ``auto``. Raises: InputError when the device lacks what is asked for."""
+    options = replace(options, device=device.type, precision=choose_precision(options.precision, device))
+    return replace(options, compile=choose_compile(options, device, macs, samples))
 
 
 @contextmanager
@@ -192,11 +203,7 @@ def _check_frozen(options: TrainOptions, weights: Weights | None) -> None:
         )
 
 
-def _with_threads(header: Checkpoint, threads: int) -> Checkpoint:
-    return replace(header, training=dict(header.training) | {"threads": threads})
-
-
-def _saved(folder: Path, header: Checkpoint, threads: int | None, *, overwrite: bool) -> _Saved | None:
+def _saved(folder: Path, header: Checkpoint, options: TrainOptions, *, fitted: bool, overwrite: bool) -> _Saved | None:
     """The training in ``folder``, checked to be that of ``header``; None where there is none, or one to overwrite.
 
     A state comes first: it is removed last and written before the results of an earlier training go, so that results
@@ -204,22 +211,30 @@ def _saved(folder: Path, header: Checkpoint, threads: int | None, *, overwrite: 
     """
     try:
         if (folder / STATE).exists():
-            return _same(folder / STATE, header, threads, None)
+            return _same(folder / STATE, header, options, fitted, None)
         if (folder / RECORD).exists() and (folder / CHECKPOINT).exists():
-            return _same(folder / CHECKPOINT, header, threads, _record(folder))
+            return _same(folder / CHECKPOINT, header, options, fitted, _record(folder))
     except InputError:
         if not overwrite:
             raise
     return None
 
 
-def _same(path: Path, header: Checkpoint, threads: int | None, record: Training | None) -> _Saved:
+def _same(path: Path, header: Checkpoint, options: TrainOptions, fitted: bool, record: Training | None) -> _Saved:
     found = read_checkpoint(path)
-    before = found.training.get("threads")
-    if not isinstance(before, int) or before < 1:
-        raise CheckpointError(f"{path}: the header is damaged: threads {before!r}; expected 1 or more")
-    check_same(found, _with_threads(header, threads or before), path)
-    return _Saved(path, found, before, record)
+    threads = _positive(found.training, "threads", path)
+    options = replace(options, threads=options.threads or threads)
+    if fitted:
+        options = scaled(options, _positive(found.training.get("options", {}), "batch_size", path))
+    check_same(found, with_options(header, options), path)
+    return _Saved(path, found, options, record)
+
+
+def _positive(values: Mapping[str, object], name: str, path: Path) -> int:
+    value = values.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{path}: the header is damaged: {name} {value!r}; expected 1 or more")
+    return value
 
 
 def _record(folder: Path) -> Training:
@@ -255,7 +270,7 @@ def _begin(
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    for name in (*_RESULTS, STATE):
+    for name in (*RESULTS, STATE):
         check_writable(folder / name)
     there = [name for name in (RECORD, CHECKPOINT, STATE) if (folder / name).exists()]
     if there and not resume and not overwrite:
@@ -268,63 +283,12 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 def _save(run: Run, header: Checkpoint, folder: Path) -> None:
     """Writes the state, and only then removes the results of an earlier training."""
     save_state(run, header, folder / STATE)
-    for name in _RESULTS:
+    for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
 
 
 def _finish(run: Run, header: Checkpoint, folder: Path, notes: tuple[str, ...]) -> Training:
-    """Writes the results; the record comes last and says that all others are complete."""
-    last = run.history[-1]
-    seconds, train_seconds = (sum(row[name] for row in run.history) for name in ("seconds", "train_seconds"))
-    training = dict(header.training) | {"test_top1": last["test_top1"]}
-    tensors = dict(run.result.state_dict())
-    write_checkpoint(replace(header, tensors=tensors, training=training), folder / CHECKPOINT)
-    write_text(folder / HISTORY, _history_csv(run.history))
-    warnings = notes + _write_curves(run.history, header, folder / CURVES)
-    record = Training(
-        deploykit=__version__,
-        environment=environment.describe(),
-        network=header.network,
-        dataset=str(header.dataset),
-        dataset_digest=header.training["dataset_digest"],
-        epochs=run.options.epochs,
-        seconds=round(seconds, 3),
-        images_per_s=round(header.training["samples"] * run.options.epochs / train_seconds, 1),
-        device=header.training["device"],
-        precision=run.options.precision,
-        test_top1=last["test_top1"],
-        parameters=_count_parameters(run.module, header.network),
-        checkpoint=CHECKPOINT,
-        checkpoint_sha256=sha256_file(folder / CHECKPOINT),
-        seed=run.options.seed,
-        threads=header.training["threads"],
-        options=run.options.to_json() | {"network_options": dict(header.options), "size": run.size[0]},
-        history=tuple(run.history),
-        warnings=warnings,
-    )
-    write_json(folder / RECORD, record.to_document())
+    """The state goes last: until then, a killed training is gone on with."""
+    record = write_results(run, header, folder, notes)
     (folder / STATE).unlink(missing_ok=True)
     return record
-
-
-def _count_parameters(module: torch.nn.Module, network: str) -> int:
-    """Those that a deployed network holds: heads that only train do not count."""
-    only_train = tuple(f"{head.partition('.')[0]}." for head in spec(network).head[1:])
-    return sum(tensor.numel() for name, tensor in module.named_parameters() if not name.startswith(only_train))
-
-
-def _history_csv(history: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
-
-
-def _write_curves(history: Sequence[Mapping[str, Any]], header: Checkpoint, path: Path) -> tuple[str, ...]:
-    try:
-        charts.save_chart(charts.training_curves(history, f"{header.network} on {header.dataset}"), path)
-    except MissingDependencyError as problem:
-        path.unlink(missing_ok=True)  # of an earlier training
-        return (f"{path.name} was not drawn: {problem}",)
-    return ()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.augment import augmentation, mix
 from deploykit.errors import InputError
+from deploykit.figures import percent_text
 from deploykit.pixels import Pixels
 from deploykit.progress import Progress
 from deploykit.training_recipes import TrainOptions
@@ -55,11 +56,17 @@ def _epoch(run: Run, train: Pixels, test: Pixels, epoch: int, progress: Progress
     loss, top1 = _train_epoch(run, train, epoch, progress)
     train_seconds = time.perf_counter() - start
     _check_loss("training", loss, epoch, run.options)
+    run.speed = _speed(run, len(train.targets) / train_seconds)
     test_loss, test_top1 = _measure(run, test)
     _check_loss("test", test_loss, epoch, run.options)
     rate, seconds = _rate(run.options, epoch + 1.0), time.perf_counter() - start
     row = (epoch + 1, loss, top1, test_loss, test_top1, rate, train_seconds, seconds)
     return dict(zip(HISTORY_KEYS, row, strict=True))
+
+
+def _speed(run: Run, images_per_s: float) -> str:
+    share = run.mfu(images_per_s)
+    return f"{images_per_s:,.0f} pictures/s" + (f", MFU {percent_text(share)}" if share is not None else "")
 
 
 def _rate(options: TrainOptions, epoch: float) -> float:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from deploykit.device_peaks import peak_flops
 from deploykit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "choose_precision", "float_arithmetic"]
+__all__ = ["autocast", "choose_precision", "device_peak", "float_arithmetic"]
 
 _AMPERE = 8  # the first compute capability with tensor cores for bfloat16 and TF32
 
@@ -40,6 +41,13 @@ def _fast(device: torch.device) -> tuple[str, ...]:
     if device.type == "cuda" and torch.cuda.get_device_properties(device).major >= _AMPERE:
         return ("tf32", "bf16")
     return ()
+
+
+def device_peak(precision: str, device: torch.device) -> float | None:
+    """Operations a second that the device does at most in that precision; None where it is not known."""
+    import torch
+
+    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -22,6 +22,7 @@ _CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "freeze": ("none", "features", "zeros"),
     "precision": ("auto", "fp32", "tf32", "bf16"),
+    "compile": ("auto", "off", "on"),
 }
 _MOST_THREADS = 1024  # far more and the system refuses to start them, which ends the process
 _SEEDS = 1 << 32  # times 2**20 epochs, still well inside torch's 64 bits
@@ -52,6 +53,8 @@ class TrainOptions:
             sums depend on it in the last bits.
         precision: ``fp32``, ``tf32``, or ``bf16``: autocast, the weights stay float. ``auto`` takes bf16 on CUDA
             devices that have it, fp32 elsewhere.
+        compile: ``on`` or ``off``: whether ``torch.compile`` is used. ``auto`` uses it on CUDA devices where it saves
+            more time than it takes.
         accumulate: Parts that a step is computed in, one after the other, which takes less memory. The gradient is that
             of the whole batch; only BatchNorm normalises each part by the part's own statistics.
 
@@ -77,6 +80,7 @@ class TrainOptions:
     device: str = "auto"
     threads: int | None = None
     precision: str = "auto"
+    compile: str = "auto"
     accumulate: int = 1
 
     def __post_init__(self) -> None:

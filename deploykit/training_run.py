@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.artifact import Preprocess
+from deploykit.device_peaks import mfu
 from deploykit.errors import InputError
+from deploykit.training_compile import Compiled
 from deploykit.training_precision import autocast, choose_precision
 from deploykit.training_recipes import TrainOptions
 
@@ -29,6 +31,7 @@ HISTORY_KEYS = (
 """Of one row of the history, in the order of its table."""
 
 _WIDE = 32  # channels
+_SAID = 200  # letters of why compiling failed, which goes on for pages
 
 
 @dataclass
@@ -47,6 +50,9 @@ class Run:
     part: int  # pictures that are computed at once
     zeros: list[tuple[torch.nn.Parameter, torch.Tensor]] = field(default_factory=list)  # weights, and where they are 0
     warnings: list[str] = field(default_factory=list)
+    compiled: Compiled | None = None
+    macs: int | None = None  # multiply-accumulates of a forward pass of one picture, where they are known
+    peak: float | None = None  # operations a second that the device does at most, where it is known
     speed: str = ""  # of the last epoch, for whoever watches
     _moving: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
 
@@ -61,10 +67,17 @@ class Run:
 
     def answers(self, pixels: torch.Tensor) -> TrainingLogits:
         """What the module answers in training mode to float pixels of 0 to 255 (N, C, H, W), in the run's precision."""
+        import torch
+
         from deploykit.models.pictures import TrainingLogits
 
+        module: Callable[[torch.Tensor], Any] = self.module
+        if self.compiled is not None and len(pixels) == self.part:
+            module = self.compiled.forward
+            if self.compiled.graphed:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with autocast(self.options.precision, self.device):
-            output = self.module(self.inputs(pixels))
+            output = module(self.inputs(pixels))
         return output if isinstance(output, TrainingLogits) else TrainingLogits(output, ())
 
     @property
@@ -109,9 +122,20 @@ class Run:
             if counts:
                 torch._foreach_copy_(counts, now)
 
+    @property
+    def fewest(self) -> int:
+        """Pictures that can be computed at once at least: BatchNorm has no variance of one."""
+        from torch.nn.modules.batchnorm import _BatchNorm
+
+        return 2 if any(isinstance(layer, _BatchNorm) for layer in self.module.modules()) else 1
+
+    def use(self, options: TrainOptions) -> None:
+        """Other options of a run that has not begun, which differ in batch size and learning rate."""
+        self.options, self.part = options, _part(options)
+
     def can_halve(self, count: int) -> bool:
         """Whether a batch of ``count`` pictures can be computed in smaller parts."""
-        return min(self.part, count) > _fewest(self.module)
+        return min(self.part, count) > self.fewest
 
     def halve(self, count: int) -> None:
         """Halves the parts that steps are computed in, after memory ran out in one of ``count`` pictures, and notes it.
@@ -120,16 +144,56 @@ class Run:
         """
         import torch
 
-        before, least = min(self.part, count), _fewest(self.module)
-        self.part = max(least, before // 2)
-        apart = "; BatchNorm normalises each part by itself" if least > 1 else ""
+        before = min(self.part, count)
+        self.part = max(self.fewest, before // 2)
+        apart = "; BatchNorm normalises each part by itself" if self.fewest > 1 else ""
         self.warnings.append(
             f"the memory of {self.device} did not hold {before} pictures at once in epoch {len(self.history) + 1}: from"
             f" there on, steps of {self.options.batch_size} pictures are computed in parts of {self.part}{apart}"
         )
         self.speed = f"out of memory: now in parts of {self.part}"
+        if self.compiled is not None:
+            torch.compiler.reset()  # what was compiled for larger parts, and the memory of its graphs
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @property
+    def compile_faults(self) -> tuple[type[BaseException], ...]:
+        """What is raised when compiling fails; nothing where nothing is compiled."""
+        if self.compiled is None:
+            return ()
+        from torch._dynamo.exc import TorchDynamoException
+
+        return (TorchDynamoException,)
+
+    def give_up_compiling(self, problem: BaseException) -> None:
+        """Goes on with the module as it is, and notes why.
+
+        Raises: InputError where compiling was asked for.
+        """
+        reason = " ".join(str(problem).split())[:_SAID] or type(problem).__name__
+        if self.compiled is not None and self.compiled.required:
+            raise InputError(
+                f"torch.compile fails on {self.device}: {reason}; leave out --compile, or give --no-compile"
+            ) from problem
+        self.compiled, self.options = None, replace(self.options, compile="off")
+        self.warnings.append(f"trained without torch.compile, which fails on {self.device}: {reason}")
+
+    def clear_gradients(self) -> None:
+        """Before a batch. CUDA graphs reuse their memory, so that with them gradients are added up in memory apart."""
+        import torch
+
+        graphed = self.compiled is not None and self.compiled.graphed
+        for parameter in (item for group in self.optimizer.param_groups for item in group["params"] if graphed):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=not graphed)
+
+    def mfu(self, images_per_s: float) -> float | None:
+        """See ``device_peaks.mfu``; None where peak or arithmetic is not known, and where most layers do not learn."""
+        if self.macs is None or self.peak is None or self.options.freeze == "features":
+            return None
+        return mfu(images_per_s, self.macs, self.peak)
 
 
 def _pairs(average: torch.nn.Module, module: torch.nn.Module) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
@@ -140,11 +204,8 @@ def _pairs(average: torch.nn.Module, module: torch.nn.Module) -> list[tuple[list
     return [([mean for mean, _ in group], [now for _, now in group]) for group in (moving, counts)]
 
 
-def _fewest(module: torch.nn.Module) -> int:
-    """Pictures that can be computed at once at least: BatchNorm has no variance of one."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    return 2 if any(isinstance(layer, _BatchNorm) for layer in module.modules()) else 1
+def _part(options: TrainOptions) -> int:
+    return -(-options.batch_size // options.accumulate)
 
 
 def start_run(
@@ -183,7 +244,7 @@ def start_run(
         scale=channels(scale / std),
         shift=channels(-mean / std),
         history=[],
-        part=-(-options.batch_size // options.accumulate),
+        part=_part(options),
         zeros=_zeros(module) if options.freeze == "zeros" else [],
     )
 
@@ -265,8 +326,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def check_batches(module: torch.nn.Module, options: TrainOptions, samples: int, network: str) -> None:
     """Refuses batches of one picture for a network with BatchNorm, which has no variance there. Raises: InputError."""
-    if min(options.batch_size, samples) < _fewest(module):
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    least = min(_part(options), samples)
+    if least < 2 and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+        parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
         raise InputError(
             f"{network} has BatchNorm, which cannot learn from one picture at a time; received batch size"
-            f" {options.batch_size} and {samples} training pictures; allowed: 2 or more of both"
+            f" {options.batch_size}{parts} and {samples} training pictures; allowed: 2 or more of both"
         )

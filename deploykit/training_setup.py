@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,16 @@ from deploykit.training_recipes import SMALL_SIDE, TrainOptions
 if TYPE_CHECKING:
     from deploykit.pretrained import Weights
 
-__all__ = ["TRAINING_SCHEMA", "Plan", "begin_header", "common_size", "plan_network", "training_view"]
+__all__ = [
+    "TRAINING_SCHEMA",
+    "Plan",
+    "begin_header",
+    "common_size",
+    "forward_macs",
+    "plan_network",
+    "training_view",
+    "with_options",
+]
 
 TRAINING_SCHEMA = 2
 """Raised whenever equal options no longer give equal bits: a state of another number is not gone on with."""
@@ -116,20 +125,33 @@ def _smallest(network: str, options: dict[str, str]) -> int:
         return int(getattr(build(network, None, None, **options), "smallest", 1))
 
 
+def forward_macs(plan: Plan, train: Dataset) -> int | None:
+    """Multiply-accumulates of a forward pass of one picture, as ``inspect`` counts them; None where it cannot."""
+    from deploykit.models.profile import profile_network
+
+    depth, classes = _depth(plan, train), len(train.labels)
+    shape = (depth, plan.side, plan.side)
+    found = profile_network(plan.network, num_classes=classes, in_channels=depth, input_shape=shape, **plan.options)
+    return found.macs
+
+
+def _depth(plan: Plan, train: Dataset) -> int:
+    return 1 if spec(plan.network).reads_grey else train.channels
+
+
 def begin_header(plan: Plan, train: Dataset, options: TrainOptions, weights: Weights | None = None) -> Checkpoint:
     """The checkpoint without tensors: what stays the same over the whole training, but for the threads.
 
     Mean and deviation are those of the training pictures, or what ``weights`` expect.
     """
     entry = spec(plan.network)
-    depth = 1 if entry.reads_grey else train.channels
-    kept = {key: value for key, value in options.to_json().items() if key not in ("device", "threads")}
+    depth = _depth(plan, train)
     training = {
         "dataset_digest": train.source_digest,
         "samples": len(train),
         "training_schema": TRAINING_SCHEMA,
         "device": options.device,
-        "options": kept,
+        "options": _kept(options),
     }
     if weights is not None:
         training["weights_sha256"] = weights.sha256
@@ -144,6 +166,15 @@ def begin_header(plan: Plan, train: Dataset, options: TrainOptions, weights: Wei
         training=training,
         tensors={},
     )
+
+
+def with_options(header: Checkpoint, options: TrainOptions) -> Checkpoint:
+    """The header of the same training with these options and threads."""
+    return replace(header, training={**header.training, "options": _kept(options), "threads": options.threads})
+
+
+def _kept(options: TrainOptions) -> dict[str, Any]:
+    return {key: value for key, value in options.to_json().items() if key not in ("device", "threads")}
 
 
 def _preprocess(entry: NetworkSpec, plan: Plan, train: Dataset, depth: int, weights: Weights | None) -> Preprocess:

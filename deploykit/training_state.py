@@ -18,7 +18,7 @@ __all__ = ["check_same", "restore", "save_state"]
 
 _MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 _SCHEMA = "training_schema"
-_UNSAID = {"precision": "fp32", "accumulate": 1}  # how states were trained that do not say it
+_UNSAID = {"precision": "fp32", "compile": "off", "accumulate": 1}  # how states were trained that do not say it
 
 
 def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
@@ -54,7 +54,8 @@ def save_state(run: Run, header: Checkpoint, path: Path) -> None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if value is not None}
-    write_checkpoint(replace(header, tensors=tensors, state={"history": run.history}), path)
+    state = {"history": run.history, "part": run.part, "warnings": run.warnings}
+    write_checkpoint(replace(header, tensors=tensors, state=state), path)
 
 
 def restore(run: Run, state: Checkpoint, path: Path) -> None:
@@ -62,7 +63,7 @@ def restore(run: Run, state: Checkpoint, path: Path) -> None:
 
     Raises: CheckpointError when tensors or history do not fit the network and the options.
     """
-    history = _history(state, run.options.epochs, path)
+    history, (part, warnings) = _history(state, run.options.epochs, path), _course(state, run.part, path)
     modules = {"model": run.module} | ({"average": run.average} if run.average is not None else {})
     weights = {kind: _part(state, kind) for kind in modules}
     for kind, module in modules.items():
@@ -72,6 +73,8 @@ def restore(run: Run, state: Checkpoint, path: Path) -> None:
         module.load_state_dict(weights[kind])
     run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
     run.history.extend(history)
+    run.part = part
+    run.warnings.extend(warnings)
 
 
 def _part(state: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
@@ -87,6 +90,15 @@ def _history(state: Checkpoint, epochs: int, path: Path) -> list[dict[str, Any]]
             f" {', '.join(HISTORY_KEYS)}"
         )
     return [{name: row[name] for name in HISTORY_KEYS} for row in rows]  # a JSON header does not keep their order
+
+
+def _course(state: Checkpoint, part: int, path: Path) -> tuple[int, list[str]]:
+    """In what parts steps were computed at last, and what was noted; earlier versions keep neither."""
+    found, warnings = state.state.get("part", part), state.state.get("warnings", [])
+    noted = isinstance(warnings, list) and all(isinstance(text, str) for text in warnings)
+    if not (noted and isinstance(found, int) and 1 <= found <= part):
+        raise CheckpointError(f"{path}: the state is damaged: part {found!r} of {part}, warnings {warnings!r}")
+    return found, warnings
 
 
 def _is_row(row: Any, epoch: int) -> bool:

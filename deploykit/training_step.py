@@ -15,7 +15,7 @@ from deploykit.training_run import Run
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["part_sizes", "train_step"]
+__all__ = ["apply_gradients", "compute_gradients", "part_sizes", "train_step"]
 
 
 def train_step(run: Run, mixed: Mixed) -> torch.Tensor:
@@ -23,13 +23,13 @@ def train_step(run: Run, mixed: Mixed) -> torch.Tensor:
 
     Raises: torch.OutOfMemoryError when not even the smallest part fits.
     """
-    answered = _gradients(run, mixed)
-    _apply(run)
+    answered = _computed(run, mixed)
+    apply_gradients(run)
     return answered
 
 
-def _gradients(run: Run, mixed: Mixed) -> torch.Tensor:
-    """Leaves the batch's gradient in the parameters; when memory runs out, anew with parts half as large.
+def _computed(run: Run, mixed: Mixed) -> torch.Tensor:
+    """The gradient; when memory runs out, anew with parts half as large, and when compiling fails, anew without it.
 
     Then BatchNorm's running statistics have seen some of the batch's pictures twice, and dropout draws anew.
     """
@@ -37,18 +37,27 @@ def _gradients(run: Run, mixed: Mixed) -> torch.Tensor:
 
     while True:
         try:
-            return _summed(run, mixed)
+            return compute_gradients(run, mixed)
         except torch.OutOfMemoryError:
             if not run.can_halve(len(mixed.targets)):
                 raise
+        except run.compile_faults as problem:
+            run.give_up_compiling(problem)
+            continue
         # Here, as the exception and with it what its frames hold are gone.
         run.halve(len(mixed.targets))
 
 
-def _summed(run: Run, mixed: Mixed) -> torch.Tensor:
+def compute_gradients(run: Run, mixed: Mixed) -> torch.Tensor:
+    """Leaves the batch's gradient, and nothing of an earlier one, in the parameters.
+
+    Returns the batch's mean loss and share of right answers: (2,).
+
+    Raises: torch.OutOfMemoryError.
+    """
     import torch
 
-    run.optimizer.zero_grad(set_to_none=True)
+    run.clear_gradients()
     answered = torch.zeros(2, device=mixed.targets.device)
     for part in mixed.split(part_sizes(len(mixed.targets), run.part)):
         share = len(part.targets) / len(mixed.targets)
@@ -85,7 +94,8 @@ def _loss(logits: torch.Tensor, mixed: Mixed, options: TrainOptions) -> torch.Te
     return mixed.share * loss + (1.0 - mixed.share) * others
 
 
-def _apply(run: Run) -> None:
+def apply_gradients(run: Run) -> None:
+    """The optimizer's step, with gradients cut and zeros spared as the options say."""
     import torch
 
     run.spare_zeros()

@@ -16,7 +16,7 @@ from deploykit.terminal import note, print_json, print_line, progress_bar
 if TYPE_CHECKING:
     from deploykit.results import Training
 
-__all__ = ["parse_bytes", "train"]
+__all__ = ["parse_batch_size", "parse_bytes", "train"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -35,7 +35,10 @@ def train(
         str | None, typer.Option(help="none; features: only the classifier learns; zeros: zeros stay.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option("--batch-size", "--batch", help="Pictures a step; auto: as many as the GPU's memory holds."),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="Length of the warm-up.")] = None,
@@ -48,6 +51,15 @@ def train(
     clip_norm: Annotated[float | None, typer.Option(help="Norm that gradients are cut to; 0 for none.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes everything random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, tf32 or bf16; auto is bf16 on GPUs that have it.")
+    ] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; by default on GPUs where it pays.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts that a step is computed in, which takes less memory.")
+    ] = None,
     threads: Threads = None,
     memory_cap: Annotated[
         str | None, typer.Option(help="Memory that pictures may take, such as 4GB; by default half of what is free.")
@@ -74,7 +86,7 @@ def train(
     side = plan_network(network, common_size(train_split), size, network_options).side
     options = recipe_for(train_split.name, network, side).changed(
         epochs=epochs,
-        batch_size=batch_size,
+        batch_size=None if batch_size == "auto" else parse_batch_size(batch_size),
         optimizer=optimizer,
         learning_rate=learning_rate,
         warmup_epochs=warmup_epochs,
@@ -88,6 +100,9 @@ def train(
         freeze=freeze,
         seed=seed,
         device=device,
+        precision=precision,
+        compile=None if compile_ is None else "on" if compile_ else "off",
+        accumulate=accumulate,
         threads=threads,
     )
     with progress_bar() as progress:
@@ -102,11 +117,20 @@ def train(
             weights=weights,
             memory_cap=cap,
             workers=workers,
+            largest_batch=batch_size == "auto",
             resume=resume,
             overwrite=overwrite,
             progress=progress,
         )
     _tell(record, (*train_split.notes, *record.warnings), output, as_json=as_json)
+
+
+def parse_batch_size(text: str | None) -> int | None:
+    """Pictures a step. Raises: InputError when it is no number."""
+    try:
+        return None if text is None else int(text)
+    except ValueError as problem:
+        raise InputError(f"--batch-size {text!r}; allowed: a whole number from 1 on, or auto") from problem
 
 
 def parse_bytes(text: str | None) -> int | None:
@@ -136,5 +160,6 @@ def _tell(record: Training, notes: Iterable[str], output: Path, *, as_json: bool
         f"{record.network}{f' ({chosen})' if chosen else ''} on {record.dataset}"
         f"{f' at {side}×{side}' if side else ''}: test accuracy {percent_text(record.test_top1)} after"
         f" {record.epochs} epochs, {record.seconds:.0f} s, {record.images_per_s:,.0f} pictures/s on {record.device}"
+        f"{f', MFU {percent_text(record.mfu)}' if record.mfu is not None else ''}"
     )
     print_line(f"{output / record.checkpoint}")
