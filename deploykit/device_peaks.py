@@ -16,6 +16,7 @@ _COLUMNS = ("bf16", "tf32", "fp32")
 
 # What torch.cuda.get_device_name says, and teraflops by _COLUMNS; None where there are no tensor cores for it.
 _PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
+    (r"NVIDIA B200", (2250.0, 1100.0, 75.0)),
     (r"NVIDIA H200", (989.5, 494.5, 67.0)),
     (r"NVIDIA H200 NVL", (835.5, 417.5, 60.0)),
     (r"NVIDIA GH200 .*", (989.5, 494.5, 67.0)),

@@ -180,7 +180,11 @@ class Run:
         self.warnings.append(f"trained without torch.compile, which fails on {self.device}: {reason}")
 
     def clear_gradients(self) -> None:
-        """Before a batch. CUDA graphs reuse their memory, so that with them gradients are added up in memory apart."""
+        """Before a batch.
+
+        With CUDA graphs gradients have memory of their own, to which each part's are added: autograd would keep the
+        first part's where the graph wrote them, and the graph writes there again (pytorch issue 169545).
+        """
         import torch
 
         graphed = self.compiled is not None and self.compiled.graphed
