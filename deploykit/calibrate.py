@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from deploykit.artifact import Artifact, Preprocess, TensorSpec
 from deploykit.data.dataset import Dataset
 from deploykit.errors import DataError, InputError
+from deploykit.figures import amount_text
 from deploykit.input_doubts import Extent, other_layout
 from deploykit.preprocess import preprocess_for
 from deploykit.sample_rows import PictureRows, Rows, rows_of
@@ -181,4 +182,4 @@ def _doubts(first: NDArray[Any], artifact: Artifact) -> Iterator[str]:
 
 def _too_few(count: int) -> Iterator[str]:
     if count < FEWEST_SAMPLES:
-        yield f"only {count} calibration samples; {FEWEST_SAMPLES} or more give reliable ranges"
+        yield f"only {amount_text(count, 'calibration sample')}; {FEWEST_SAMPLES} or more give reliable ranges"

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MISSING", "byte_text", "count_text", "millisecond_text", "percent_text", "plain_text", "ratio_text"]
+__all__ = [
+    "MISSING",
+    "amount_text",
+    "byte_text",
+    "count_text",
+    "millisecond_text",
+    "percent_text",
+    "plain_text",
+    "ratio_text",
+]
 
 MISSING = "–"
 
@@ -35,6 +44,11 @@ def percent_text(fraction: float | None) -> str:
 def count_text(count: float | None) -> str:
     """A count by thousands: 61,706 is ``61.7 k``."""
     return MISSING if count is None else _scaled(count, ("", "k", "M", "G", "T"))
+
+
+def amount_text(count: int, what: str) -> str:
+    """``1 sample``, ``1,200 samples``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def byte_text(size: float | None) -> str:

@@ -78,9 +78,9 @@ def _of_model(record: Bench, candidate: str, model: str | None, source: str) -> 
     wanted = model or (candidate if candidate in names else names[0] if len(names) == 1 else None)
     found = [timing for timing in record.results if timing.model == wanted]
     if not found:
-        listed = ", ".join(names) or "none"
         asked = model or candidate
-        raise InputError(f"{source} has no timing of {asked!r}; choose with --baseline-model among: {listed}")
+        choice = f"choose with --baseline-model among: {', '.join(names)}" if names else "it holds none at all"
+        raise InputError(f"{source} has no timing of {asked!r}; {choice}")
     return found
 
 

@@ -51,7 +51,7 @@ class BoundRun:
             self._binding.bind_ortvalue_input(name, self._held[-1])
         for output in session.outputs:
             self._binding.bind_output(output.name, place)
-        with mapped("cannot run the model", session.provider, partial(fix_of, session.provider)):
+        with mapped(f"cannot run {session.name}", session.provider, partial(fix_of, session.provider)):
             self()
         made = self._binding.get_outputs()
         self._binding.clear_binding_outputs()

@@ -106,7 +106,7 @@ def quantize_onnx(
         aside.write_bytes(quantized.SerializeToString(deterministic=True))
         made = replace(Artifact.read(aside), path=target)  # checked before it is moved into place
         figures = _compared(parent, aside, samples)
-    warnings = (*samples.warnings, *choice.notes, *_doubts(parent, made, figures, choice))
+    warnings = (*samples.warnings, *choice.notes, *_of_held_out(held_out), *_doubts(parent, made, figures, choice))
     figures |= _figures_of(choice, options, held_out)
     return _record(parent, made, replace(samples, warnings=warnings), figures, start)
 
@@ -345,6 +345,14 @@ def _compared(parent: Artifact, candidate: Path, samples: Calibration) -> dict[s
     plain = create_session(candidate, optimize=False)
     alike = compare_answers((plain, name), (after, name), samples.batches(size), what=what)
     return {**figures, "unoptimised_agreement": alike.agreement, "unoptimised_snr_db": alike.snr_db}
+
+
+def _of_held_out(held_out: HeldOut | None) -> Iterator[str]:
+    if held_out is not None and held_out.targets is None:
+        yield (
+            "the drop on held-out samples is disagreement with the float model: the pictures' classes are not known to"
+            " be the model's"
+        )
 
 
 def _doubts(parent: Artifact, child: Artifact, figures: Mapping[str, Any], choice: Choice) -> Iterator[str]:

@@ -76,7 +76,7 @@ def _build(cls: Any, values: Mapping[str, Any], source: str) -> Any:
     """Builds a dataclass from JSON; keys that a later version added are passed over."""
     needed, converters = _fields_of(cls)
     if missing := sorted(needed - values.keys()):
-        raise InputError(f"{source} lacks the keys {', '.join(missing)} of a {cls.__name__} record")
+        raise InputError(f"{source} lacks the keys {', '.join(missing)} of the record {cls.__name__}")
     return cls(**{name: convert(values[name], source, name) for name, convert in converters.items() if name in values})
 
 

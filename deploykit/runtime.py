@@ -85,6 +85,7 @@ class Session:
 
     Attributes:
         raw: The ``onnxruntime.InferenceSession``, for IO binding and tight loops.
+        name: What messages call the model: its file's name, where it has one.
         inputs: Names, element types and shapes of the inputs.
         outputs: The same of the outputs.
         provider: Short name of what really runs: the provider asked for if it took a node, otherwise ``"cpu"``.
@@ -97,8 +98,10 @@ class Session:
         notes: What a reader of figures has to know, such as a provider that computes in another precision.
     """
 
-    def __init__(self, raw: Any, wanted: _Wanted, *, load_ms: float, placed: bool, notes: tuple[str, ...] = ()) -> None:
-        self.raw = raw
+    def __init__(
+        self, raw: Any, name: str, wanted: _Wanted, *, load_ms: float, placed: bool, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.raw, self.name = raw, name
         self.inputs = tuple(_tensor(value) for value in raw.get_inputs())
         self.outputs = tuple(_tensor(value) for value in raw.get_outputs())
         self.nodes_by_provider = _placement(raw) if placed else {}
@@ -130,7 +133,7 @@ class Session:
         """
         check_unbound(self.provider, self.provider_options)
         named = feeds if isinstance(feeds, Mapping) else {self.inputs[0].name: feeds}
-        with mapped("cannot run the model", self.provider, partial(fix_of, self.provider)):
+        with mapped(f"cannot run {self.name}", self.provider, partial(fix_of, self.provider)):
             outputs: list[np.ndarray[Any, Any]] = self.raw.run(None, named)
         return outputs
 
@@ -140,7 +143,7 @@ class Session:
         Outputs that are no plain tensors are left out.
         """
         binding = self.raw.io_binding()
-        with mapped("cannot run the model", self.provider, ""):
+        with mapped(f"cannot run {self.name}", self.provider, ""):
             for name, values in feeds.items():
                 binding.bind_cpu_input(name, np.ascontiguousarray(values))
             for output in self.outputs:
@@ -235,7 +238,8 @@ def create_session(
         load_ms = (time.perf_counter() - began) * 1000.0
         notes = tuple(lean.notes(Path(str(source)))) if lean else ()
     placed = record_placement and hasattr(raw, "get_provider_graph_assignment_info")
-    session = Session(raw, started, load_ms=load_ms, placed=placed, notes=notes)
+    name = "the model" if isinstance(model, bytes) else Path(model).name
+    session = Session(raw, name, started, load_ms=load_ms, placed=placed, notes=notes)
     if session.provider != provider and not allow_fallback:
         why = why_not(provider, raw)
         said = "" if why.startswith("started") else why  # where it has started, the installation is right

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
-from deploykit.figures import byte_text, millisecond_text, percent_text
+from deploykit.figures import amount_text, byte_text, millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -90,5 +90,5 @@ def _print_result(result: PipelineResult, as_json: bool) -> None:
     ]
     print_table(("model", "precision", "top-1", "agreement", "file", "latency", "peak memory"), rows, left=2)
     done, skipped = len(result.done), len(result.skipped)
-    print_line(f"{done} steps done, {skipped} skipped as their results were there already")
+    print_line(f"{amount_text(done, 'step')} done, {skipped} skipped as their results were there already")
     print_line(str(result.report))

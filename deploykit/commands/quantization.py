@@ -10,7 +10,7 @@ import typer
 
 from deploykit.commands.options import DataDir, Json, Output, Overwrite, PreprocessText, parse_preprocess
 from deploykit.commands.shared_work import shared_progress, shared_work
-from deploykit.figures import byte_text, percent_text
+from deploykit.figures import amount_text, byte_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _print(output: Path, record: Quantization) -> None:
     ratio = record.file_bytes / record.parent_bytes
     print_line(
         f"{output}: {byte_text(record.file_bytes)}, {ratio:.2f} of the float file; same"
-        f" top-1 on {percent_text(record.agreement)} of {record.compared_samples} calibration samples"
+        f" top-1 on {percent_text(record.agreement)} of {amount_text(record.compared_samples, 'calibration sample')}"
     )
     if record.held_out_drop is not None:
         print_line(f"top-1 lost on {record.held_out_samples} held-out samples: {percent_text(record.held_out_drop)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, Overwrite, PreprocessText, parse_preprocess
-from deploykit.figures import byte_text, millisecond_text, percent_text
+from deploykit.figures import amount_text, byte_text, millisecond_text, percent_text
 from deploykit.terminal import note, print_json, print_line, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _print(folder: Path, record: Tuning) -> None:
     for (provider, reason), recipes in _untimed(record).items():
         print_line(f"not timed on {provider}: {', '.join(recipes)}: {reason}")
     if record.steps_reused:
-        print_line(f"{record.steps_done} steps done, {record.steps_reused} were there already")
+        print_line(f"{amount_text(record.steps_done, 'step')} done, {record.steps_reused} were there already")
     print_line(record.why)
     print_line(f"{folder / 'best.onnx'}; how to open it: {folder / 'best_session.py'}")
 
