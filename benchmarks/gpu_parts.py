@@ -117,8 +117,32 @@ def run_part(name: str, settings: dict[str, Any]) -> int:
     except DeploykitError as problem:
         job.write("partial" if job.figures else "failed", str(problem))
     else:
-        job.write("done")
+        job.write(*ending(job.figures))
     return 0
+
+
+def ending(figures: Mapping[str, Any]) -> tuple[str, str | None]:
+    """``done``, or ``partial`` where some networks could not be measured, ``failed`` where none could; and why."""
+    rows = [row for row in figures.values() if isinstance(row, dict)]
+    faulty = [error for row in rows if (error := fault(row))]
+    if not faulty:
+        return "done", None
+    status = "partial" if any(map(holds_number, rows)) else "failed"
+    return status, f"{len(faulty)} of {len(rows)}: {faulty[0]}"
+
+
+def holds_number(value: Any) -> bool:
+    """Whether there is any figure within."""
+    if isinstance(value, dict | list):
+        return any(map(holds_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def fault(row: Mapping[str, Any]) -> str | None:
+    """What went wrong in a network's row, wherever it is noted."""
+    noted = [row.get("error"), row.get("latency_error"), *row.get("errors", ())]
+    noted += [timed.get("error") for timed in row.get("onnxruntime", ())]
+    return next((text for text in noted if text), None)
 
 
 # What the parts share.
@@ -625,7 +649,9 @@ def _begin_flower(job: Job, name: str, until: float, places: list[set[int]]) -> 
     told = folder / "settings.json"
     told.write_text(json.dumps(settings), encoding="utf-8")
     script = str(Path(__file__).with_name("gpu.py"))
-    process = subprocess.Popen([sys.executable, script, "--run", f"flower:{name}", "--settings", str(told)])
+    command = [sys.executable, script, "--run", f"flower:{name}", "--settings", str(told)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     if len(places) > 1 and hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         place = places.pop(0)
@@ -640,7 +666,10 @@ def _flower_result(job: Job, name: str) -> dict[str, Any]:
         return {"error": "its process ended without a result"}
     found = json.loads(file.read_text(encoding="utf-8"))
     row: dict[str, Any] = found["figures"]
-    return row if found["status"] == "done" else row | {"error": found["reason"] or "its process died"}
+    if found["status"] == "done":
+        return row
+    said = (Path(job.work) / name / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return row | {"error": found["reason"] or f"its process died: {said[-1][:300] if said else 'it said nothing'}"}
 
 
 def flower(job: Job, network: str) -> None:

@@ -14,6 +14,7 @@ from deploykit import environment
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
 
 no_gpu = pytest.mark.skipif(bool(environment.describe()["gpus"]), reason="needs a machine without an NVIDIA GPU")
 
@@ -72,6 +73,17 @@ def test_a_part_that_dies_or_hangs_is_ended_and_said():
     code = "import subprocess, time; subprocess.run(['sleep', '600'])"
     assert gpu.supervise([sys.executable, "-c", code], time.time() - gpu.GRACE_S) == ""
     assert time.monotonic() - began < 30
+
+
+def test_a_network_that_fails_is_told_in_its_parts_status():
+    good, bad = {"test_top1": 0.9, "files": []}, {"error": "no memory"}
+    assert gpu_parts.ending({"a": good, "dataset": "flowers"}) == ("done", None)
+    assert gpu_parts.ending({"a": good, "b": bad}) == ("partial", "1 of 2: no memory")
+    assert gpu_parts.ending({"b": bad}) == ("failed", "1 of 1: no memory")
+    assert gpu_parts.ending({"a": {"torch": [], "onnxruntime": [{"error": "no CUDA"}]}, "b": good})[0] == "partial"
+    row = {"errors": ["no compiler"], "synthetic": {"images_per_s": 12.5}}
+    assert gpu_parts.ending({"a": row}) == ("partial", "1 of 1: no compiler")
+    assert gpu_parts.ending({"a": {"errors": ["diverged"], "synthetic": {}}}) == ("failed", "1 of 1: diverged")
 
 
 def figures(value, path=()):
