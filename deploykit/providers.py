@@ -58,9 +58,11 @@ _FIX = {
     "xnnpack": "it needs an onnxruntime built with it (Android, iOS); or use --provider cpu",
     "qnn": "it needs pip install onnxruntime-qnn on a Qualcomm device; or use --provider cpu",
     "openvino": "it needs pip install 'deploykit[openvino]' and an Intel processor; or use --provider cpu",
+    "nvtensorrtrtx": "it needs an NVIDIA GPU of the RTX kind with its driver; or use --provider cpu",
     "webgpu": "it needs pip install onnxruntime-ep-webgpu and a GPU with its driver; or use --provider cpu",
 }
 _LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}
+_ON_NVIDIA = (*_LIBRARIES, "nvtensorrtrtx")  # the last one is a plugin
 _not_preloaded: list[str] = []  # of this process: why libraries of CUDA could not be loaded beforehand
 _LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
@@ -132,6 +134,8 @@ def add_plugin(plugin: Plugin, provider: str, session_options: Any) -> None:
     """
     if not _installed(plugin):
         raise ProviderError(f"provider {provider!r} is not installed; {fix_of(provider)}")
+    if provider in _ON_NVIDIA:
+        _preload(onnxruntime_module(), provider)
     with mapped(f"provider {provider!r} cannot be registered", provider, fix_of(provider)):
         _register(plugin)
     found = [device for device in _devices() if device.ep_name == plugin.provider]

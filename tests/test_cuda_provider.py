@@ -70,7 +70,7 @@ def weights_only(path):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (qdq, "in float between 1 roundings"),
+        (qdq, "in float, with 1 roundings on top"),
         (qlinear, "no kernel for QLinearConv (1 of them), which would run on the CPU"),
         (weights_only, None),
         (conv_chain, None),

@@ -41,7 +41,7 @@ def integers_on_cuda(model: onnx.ModelProto) -> str | None:
         if counts[name]:
             return f"it has no kernel for {name} ({counts[name]} of them), which would run on the CPU"
     rounding = sum(counts.values())
-    return f"it would compute in float between {rounding} roundings, slower than the float model" if rounding else None
+    return f"it would compute in float, with {rounding} roundings on top" if rounding else None
 
 
 def check_integers_run(model: onnx.ModelProto, path: Path, provider: str, *, allow_fallback: bool) -> str | None:
