@@ -111,7 +111,7 @@ def run_part(name: str, settings: dict[str, Any]) -> int:
     try:
         function(job, *([argument] if argument else []))
     except OutOfTimeError:
-        job.write("partial", "ran out of time")
+        job.write("partial" if holds_number(job.figures) else "failed", "ran out of time")
     except Missing as problem:
         job.write("skipped", str(problem))
     except DeploykitError as problem:
@@ -463,21 +463,25 @@ def inference(job: Job) -> None:
     side, networks = (64, ("mobilenet-v3-small",)) if job.small else (224, ("resnet50", "mobilenet-v2"))
     batches = (1, 4) if job.small else (1, 64)
     for network in networks:
-        job.check()
-        row: dict[str, Any] = {"torch": [], "onnxruntime": []}
-        job.keep(**{network: row})
-        module = _fresh(network)
-        for batch in batches:
-            for timed in torch_timings(job, module, batch, side):
-                row["torch"].append(timed)
-                job.keep()
-        try:
-            for timed in runtime_timings(job, network, module, batches, side):
-                row["onnxruntime"].append(timed)
-                job.keep()
-        except DeploykitError as problem:
-            row["onnxruntime"].append({"error": str(problem)})
+        job.keep(**{network: {"torch": [], "onnxruntime": []}})
+    for network in networks:
+        _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=False))
+    for network in networks:
+        _add(job, network, "onnxruntime", runtime_timings(job, network, batches, side))
+    for network in networks:  # compiling takes long, so it comes last
+        _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=True))
+
+
+def _add(job: Job, network: str, kind: str, timings: Iterator[dict[str, Any]]) -> None:
+    """Keeps each as it comes, and why there are no more."""
+    rows = job.figures[network][kind]
+    try:
+        for timed in timings:
+            rows.append(timed)
             job.keep()
+    except DeploykitError as problem:
+        rows.append({"error": str(problem)})
+        job.keep()
 
 
 def _fresh(network: str) -> Any:
@@ -489,27 +493,29 @@ def _fresh(network: str) -> Any:
     return build(network).eval()
 
 
-def torch_timings(job: Job, module: Any, batch: int, side: int) -> Iterator[dict[str, Any]]:
-    """Eager and compiled, in float32, TF32 and float16."""
+def torch_timings(
+    job: Job, module: Any, batches: tuple[int, ...], side: int, *, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """Eager or compiled, in float16, TF32 and float32; compiled for each batch anew, with CUDA graphs on a GPU."""
     import torch
 
-    kinds = {"fp32": (torch.float32, False), "tf32": (torch.float32, True), "fp16": (torch.float16, True)}
+    kinds = {"fp16": (torch.float16, True), "tf32": (torch.float32, True), "fp32": (torch.float32, False)}
     backend, mode = ("inductor", "reduce-overhead") if job.cuda else ("aot_eager", None)
-    for precision, (dtype, tf32) in kinds.items() if job.cuda else [("fp32", kinds["fp32"])]:
+    torch.backends.cudnn.benchmark = True
+    for precision in kinds if job.cuda else ("fp32",):
+        dtype, tf32 = kinds[precision]
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = True
         placed = module.to(job.device, dtype).to(memory_format=torch.channels_last)
-        inputs = torch.randn(batch, 3, side, side, device=job.device, dtype=dtype)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        for compiled in (False, True):
+        for batch in batches:
             job.check()
+            inputs = torch.randn(batch, 3, side, side, device=job.device, dtype=dtype)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
             torch.compiler.reset()
-            call = torch.compile(placed, backend=backend, mode=mode) if compiled else placed
+            call = torch.compile(placed, backend=backend, mode=mode, dynamic=False) if compiled else placed
             with torch.inference_mode():
                 timed = latency(job, lambda call=call, inputs=inputs: call(inputs))
             way = f"torch.compile ({backend})" if compiled else "eager"
             yield {"way": way, "precision": precision, "batch": batch, "device": job.name, **timed}
-    module.float()
 
 
 def latency(job: Job, call: Callable[[], object]) -> dict[str, Any]:
@@ -535,12 +541,9 @@ def latency(job: Job, call: Callable[[], object]) -> dict[str, Any]:
     }
 
 
-def runtime_timings(
-    job: Job, network: str, module: Any, batches: tuple[int, ...], side: int
-) -> Iterator[dict[str, Any]]:
+def runtime_timings(job: Job, network: str, batches: tuple[int, ...], side: int) -> Iterator[dict[str, Any]]:
     """ONNX Runtime in the precisions of the provider, with and without CUDA graphs, by deploykit's bench."""
     import numpy as np
-    import torch
 
     from deploykit.bench import BenchOptions, bench_onnx
     from deploykit.export import export_onnx
@@ -548,8 +551,7 @@ def runtime_timings(
 
     folder = Path(job.work)
     example = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    plain = export_onnx(module.cpu(), folder / f"{network}.onnx", example=example, overwrite=True).path
+    plain = export_onnx(_fresh(network), folder / f"{network}.onnx", example=example, overwrite=True).path
     half = folder / f"{network}.fp16.onnx"
     quantize_onnx(plain, half, calibration=[example], recipe="fp16", overwrite=True)
     options = BenchOptions(batch=batches, samples=50, min_time_s=0.5, max_time_s=3.0, timeout_s=60.0, keep_going=True)
@@ -613,12 +615,13 @@ def flowers(job: Job) -> None:
     jobs = min(4, max(1, cpus // 4)) if job.cuda else 1
     until = time.time() + 0.75 * job.left_s  # the rest is for the latency, on a machine that does nothing else
     running: dict[str, subprocess.Popen[bytes]] = {}
-    share = max(1, cpus // jobs)
-    places = [set(range(start, start + share)) for start in range(0, jobs * share, share)]
+    places = dict.fromkeys(range(jobs), "")  # of the processors, each with the network that has it
     while running or (waiting and time.time() < until):
         while waiting and len(running) < jobs and time.time() < until:
             name = waiting.pop(0)
-            running[name] = _begin_flower(job, name, until, places)
+            place = next(number for number, owner in places.items() if owner not in running)
+            places[place] = name
+            running[name] = _begin_flower(job, name, until, (place, jobs))
         for name in [name for name, process in running.items() if process.poll() is not None]:
             del running[name]
             job.keep(**{name: _flower_result(job, name)})
@@ -634,7 +637,8 @@ def flowers(job: Job) -> None:
     _latencies(job)
 
 
-def _begin_flower(job: Job, name: str, until: float, places: list[set[int]]) -> subprocess.Popen[bytes]:
+def _begin_flower(job: Job, name: str, until: float, place: tuple[int, int]) -> subprocess.Popen[bytes]:
+    """Starts one network on its share of the processors, so that several are not in each other's way."""
     folder = Path(job.work) / name
     folder.mkdir()
     settings = {
@@ -652,11 +656,11 @@ def _begin_flower(job: Job, name: str, until: float, places: list[set[int]]) -> 
     command = [sys.executable, script, "--run", f"flower:{name}", "--settings", str(told)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-    if len(places) > 1 and hasattr(os, "sched_setaffinity"):
+    if hasattr(os, "sched_setaffinity"):
+        number, count = place
         allowed = sorted(os.sched_getaffinity(0))
-        place = places.pop(0)
-        places.append(place)
-        os.sched_setaffinity(process.pid, {allowed[index] for index in place})
+        share = max(1, len(allowed) // count)
+        os.sched_setaffinity(process.pid, allowed[number * share : (number + 1) * share])
     return process
 
 
