@@ -63,7 +63,7 @@ PARTS = {
     "throughput": Part(0.32),
     "lenet": Part(0.11),
     "cifar": Part(0.17),
-    "inference": Part(0.20, tuple(EXPORT)),
+    "inference": Part(0.20),  # PyTorch's figures need no more
     "flowers": Part(1.0, tuple(EXPORT)),
 }
 
@@ -151,7 +151,7 @@ def begin(arguments: argparse.Namespace, device: dict[str, Any]) -> dict[str, An
         "schema": SCHEMA,
         "deploykit": __version__,
         "environment": environment.describe(),
-        "label": label(device),
+        "label": label(device, small=arguments.small),
         "rehearsal": arguments.small or device["type"] == "cpu",
         "device": device,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -168,11 +168,12 @@ def begin(arguments: argparse.Namespace, device: dict[str, Any]) -> dict[str, An
     return fresh
 
 
-def label(device: dict[str, Any]) -> str:
+def label(device: dict[str, Any], *, small: bool) -> str:
     """What stands above every figure."""
     if device["type"] == "cpu":
         return "rehearsal on a CPU: no figure in this file is of a GPU"
-    return f"{device['name']}, torch {device['torch']}, CUDA {device['cuda']}"
+    named = f"{device['name']}, torch {device['torch']}, CUDA {device['cuda']}"
+    return f"rehearsal with tiny sizes on {named}: no figure in this file is a measurement" if small else named
 
 
 def run(
@@ -183,9 +184,9 @@ def run(
     left = deadline - began
     missing = [EXPORT[module] for module in PARTS[name].needs if find_spec(module) is None]
     if missing:
-        return outcome(name, device, "skipped", f"needs pip install {' '.join(missing)}")
+        return outcome(name, document, "skipped", f"needs pip install {' '.join(missing)}")
     if left < LEAST_S:
-        return outcome(name, device, "skipped", "no time was left")
+        return outcome(name, document, "skipped", "no time was left")
     until = min(deadline, began + PARTS[name].share * 60.0 * arguments.minutes)
     with tempfile.TemporaryDirectory(prefix="deploykit-gpu-", ignore_cleanup_errors=True) as work:
         result = Path(work) / "result.json"
@@ -206,13 +207,13 @@ def run(
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     if found.get("status") in (None, "running"):  # it did not end by itself
         found |= {"status": "partial" if found.get("figures") else "failed", "reason": said or "ran out of time"}
-    made = outcome(name, device, found["status"], found.get("reason"))
+    made = outcome(name, document, found["status"], found.get("reason"))
     return made | {"seconds": round(time.time() - began, 1), "figures": found.get("figures", {})}
 
 
-def outcome(name: str, device: dict[str, Any], status: str, reason: str | None) -> dict[str, Any]:
+def outcome(name: str, document: dict[str, Any], status: str, reason: str | None) -> dict[str, Any]:
     """A part's entry without figures."""
-    where = {"part": name, "device": device["name"], "rehearsal": device["type"] == "cpu"}
+    where = {"part": name, "device": document["device"]["name"], "rehearsal": document["rehearsal"]}
     return {"status": status, "reason": reason, "seconds": 0.0, **where, "figures": {}}
 
 

@@ -11,8 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from gpu import EXPORT
 
 from deploykit.errors import DataError, DeploykitError
 from deploykit.progress import Progress
@@ -206,7 +209,7 @@ def train(job: Job, network: str, splits: tuple[Any, Any], folder: str, *, size:
 
     options = recipe_for(splits[0].name, network, size)
     side = size if spec(network).any_size else None
-    precision = "bf16" if job.cuda else "fp32"
+    precision = "auto" if job.cuda else "fp32"  # bf16 on GPUs that have it
     given = {"device": job.device, "precision": precision, **changes}
     return train_network(
         network,
@@ -467,7 +470,10 @@ def inference(job: Job) -> None:
     for network in networks:
         _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=False))
     for network in networks:
-        _add(job, network, "onnxruntime", runtime_timings(job, network, batches, side))
+        if missing := [name for module, name in EXPORT.items() if find_spec(module) is None]:
+            job.figures[network]["onnxruntime"] = [{"error": f"needs pip install {' '.join(missing)}"}]
+        else:
+            _add(job, network, "onnxruntime", runtime_timings(job, network, batches, side))
     for network in networks:  # compiling takes long, so it comes last
         _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=True))
 

@@ -135,6 +135,18 @@ def test_a_rehearsal_has_every_part_and_says_that_it_is_one(tmp_path):
         assert row["files"][1]["file_bytes"] < row["files"][0]["file_bytes"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not environment.describe()["gpus"], reason="needs an NVIDIA GPU and torch with CUDA")
+@pytest.mark.timeout(600)
+def test_a_rehearsal_on_a_gpu_is_of_the_gpu_and_no_measurement(tmp_path):
+    done = run(tmp_path, "--small", "--only", "throughput,lenet", "--minutes", "9")
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.returncode == 0 and document["rehearsal"] is True and document["device"]["type"] == "cuda"
+    assert document["label"].startswith("rehearsal with tiny sizes on ")
+    for part in document["parts"].values():
+        assert part["device"] == document["device"]["name"] and part["figures"]
+
+
 @pytest.mark.slow
 def test_a_file_is_added_to_and_never_to_one_of_another_kind(tmp_path):
     _, first = rehearse(tmp_path, "--only", "lenet")
