@@ -173,7 +173,7 @@ class Contestant:
     def timing(self, options: BenchOptions, noise: Sequence[str]) -> Timing:
         """The record of what was timed; ``noise`` are warnings about the machine. Raises: DeploykitError."""
         started = self.processes[0].started
-        latency = latency_of([process.blocks for process in self.processes])
+        latency = latency_of([process.blocks for process in self.processes], timer_step_ns=self._timer_step_ns())
         told = dict(self.setting.session.get("provider_options") or {})
         unclear = self.remark is not None and started["provider"] == self.setting.provider
         doubtful = [*self._doubts(options), *noise]
@@ -219,6 +219,9 @@ class Contestant:
             return None
         return sum(process.energy_uj for process in self.processes) / 1000.0 / len(self.latencies())
 
+    def _timer_step_ns(self) -> int:
+        return min(int(process.warm["timer_step_ns"]) for process in self.processes)
+
     def failed(self) -> Failure:
         """The record of why there are no figures."""
         name, digest = self.artifact.name, self.artifact.sha256
@@ -249,8 +252,7 @@ class Contestant:
             yield f"no device memory: {started['device_missing']}"
         if options.energy and started["energy_missing"]:
             yield f"no energy: {started['energy_missing']}"
-        step_ns = min(process.warm["timer_step_ns"] for process in self.processes)
-        if note := timer_note(stats.median(self.latencies()), step_ns):
+        if note := timer_note(stats.median(self.latencies()), self._timer_step_ns()):
             yield note
         yield from started["notes"]
 

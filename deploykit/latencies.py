@@ -28,8 +28,13 @@ def pooled(processes: Sequence[Turns]) -> list[float]:
     return list(itertools.chain.from_iterable(itertools.chain.from_iterable(processes)))
 
 
-def latency_of(processes: Sequence[Turns]) -> Latency:
-    """Percentiles of all calls, with 95 % intervals over processes and turns (``stats.bootstrap_percentiles``)."""
+def latency_of(processes: Sequence[Turns], *, timer_step_ns: int = 0) -> Latency:
+    """Percentiles of all calls, with 95 % intervals over processes and turns (``stats.bootstrap_percentiles``).
+
+    Each interval reaches one step of the timer further to both sides: by so much a call may be longer or shorter than
+    it was timed, all of them alike where the step is long against a call.
+    """
+    step_ms = timer_step_ns / 1e6
     values = pooled(processes)
     p50, p90, p99 = (stats.percentile(values, q) for q in (50, 90, 99))
     of_p50, of_p90, of_p99 = stats.bootstrap_percentiles(processes)
@@ -41,13 +46,13 @@ def latency_of(processes: Sequence[Turns]) -> Latency:
         p90=p90,
         p99=p99,
         min=min(values),
-        ci_low=min(of_p50[0], p50),
-        ci_high=max(of_p50[1], p50),
+        ci_low=max(0.0, min(of_p50[0], p50) - step_ms),
+        ci_high=max(of_p50[1], p50) + step_ms,
         samples=len(values),
-        p90_ci_low=min(of_p90[0], p90),
-        p90_ci_high=max(of_p90[1], p90),
-        p99_ci_low=min(of_p99[0], p99),
-        p99_ci_high=max(of_p99[1], p99),
+        p90_ci_low=max(0.0, min(of_p90[0], p90) - step_ms),
+        p90_ci_high=max(of_p90[1], p90) + step_ms,
+        p99_ci_low=max(0.0, min(of_p99[0], p99) - step_ms),
+        p99_ci_high=max(of_p99[1], p99) + step_ms,
     )
 
 
