@@ -400,7 +400,7 @@ def lenet(job: Job) -> None:
     """LeNet-5 on MNIST by its recipe."""
     splits = tuple(part_of(job, split, 96) for split in pictures(job, "mnist"))
     began = time.perf_counter()
-    record = train(job, "lenet5", splits, "lenet", size=None, **({"epochs": 2} if job.small else {}))  # type: ignore[arg-type]
+    record = train(job, "lenet5", splits, "lenet", size=None, **({"epochs": 2} if job.small else {}))
     job.keep(**_training(record, time.perf_counter() - began), reached=_reached(record, 0.994))
 
 
@@ -454,7 +454,7 @@ def cifar(job: Job) -> None:
     epochs = max(2, min(wanted, int((job.left_s - overhead) / epoch_s)))
     job.keep(epochs_of_recipe=wanted, estimated_epoch_s=round(epoch_s, 3))
     began = time.perf_counter()
-    record = train(job, network, splits, "cifar", epochs=epochs, **common)  # type: ignore[arg-type]
+    record = train(job, network, splits, "cifar", epochs=epochs, **common)
     job.keep(**_training(record, time.perf_counter() - began))
 
 
@@ -614,7 +614,7 @@ def flowers(job: Job) -> None:
     from deploykit import environment, models
 
     pictures(job, "flowers")
-    job.figures.update({name: row for name, row in job.before.items() if row.get("files")})
+    job.figures.update({name: row for name, row in job.before.items() if not fault(row)})
     every = ("cifar-cnn", "lenet5") if job.small else tuple(dict.fromkeys((*FLOWERS, *models.names())))
     waiting = [name for name in every if name not in job.figures]
     cpus = environment.available_cpus()
@@ -635,7 +635,7 @@ def flowers(job: Job) -> None:
             for name, process in running.items():
                 process.kill()
                 process.wait()
-                job.keep(**{name: {"error": "ran out of time"}})
+                job.keep(**{name: _flower_result(job, name) | {"error": "ran out of time"}})
             running.clear()
         time.sleep(0.05)
     for name in waiting:
@@ -693,7 +693,7 @@ def flower(job: Job, network: str) -> None:
     splits = tuple(part_of(job, split, 64) for split in pictures(job, "flowers"))
     size = (128 if not job.small else 32) if spec(network).any_size else None
     began = time.perf_counter()
-    record = train(job, network, splits, "run", size=size, epochs=2 if job.small else FLOWERS_EPOCHS)  # type: ignore[arg-type]
+    record = train(job, network, splits, "run", size=size, epochs=2 if job.small else FLOWERS_EPOCHS)
     job.keep(**_training(record, time.perf_counter() - began), parameters=record.parameters, files=[])
     folder = Path(job.work)
     source = open_source(folder / "run")
@@ -710,8 +710,9 @@ def flower(job: Job, network: str) -> None:
     for recipe, file in files.items():
         reference = None if recipe == "fp32" else plain.path
         found = evaluate_onnx(file, splits[1], reference=reference, options=EvaluateOptions(), progress=job.watch)
-        row = {"recipe": recipe, "precision": found.precision, "file": str(file), "sha256": found.model_sha256}
-        row["file_bytes"] = found.file_bytes
+        row: dict[str, Any] = {"recipe": recipe, "precision": found.precision, "file": str(file)}
+        row |= {"sha256": found.model_sha256}
+        row |= {"file_bytes": file.stat().st_size}
         job.figures["files"].append(
             row | {"top1": found.top1, "agreement": found.agreement, "provider": found.provider}
         )
