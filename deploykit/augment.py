@@ -1,13 +1,16 @@
 """Augmentation of a batch on the training device, from uint8 pictures to floats of 0–255.
 
 All draws come from torch's global generators, which the training loop seeds anew each epoch: a resumed training sees
-the same pictures.
+the same pictures. Where only a part of the batch is here (``part_of_batch``), each draw is made for all of it, so that
+a picture is augmented alike wherever it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ from deploykit.training_recipes import AUGMENTATION_NAMES
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AUGMENTATIONS", "CROPPING", "Augmentation", "Mixed", "augmentation", "mix"]
+__all__ = ["AUGMENTATIONS", "CROPPING", "Augmentation", "Mixed", "Part", "augmentation", "mix", "part_of_batch"]
 
 Augmentation = Callable[["torch.Tensor", tuple[int, int]], "torch.Tensor"]
 
@@ -38,6 +41,76 @@ _LIGHTING = tuple(
     )
 )
 _LIGHTING_DEVIATION = 0.1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which pictures of a batch are here.
+
+    Attributes:
+        total: Pictures of the batch.
+        start: Place of the first that is here; the others follow it.
+        generators: By type of device; alike wherever another part is.
+    """
+
+    total: int
+    start: int
+    generators: Mapping[str, torch.Generator]
+
+
+_PART: ContextVar[Part | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def part_of_batch(part: Part | None) -> Iterator[None]:
+    """Within the block only a part of each batch is augmented; all of it where ``part`` is None."""
+    before = _PART.set(part)
+    try:
+        yield
+    finally:
+        _PART.reset(before)
+
+
+def _drawn(
+    draw: Callable[[tuple[int, ...], torch.Generator | None], torch.Tensor],
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> torch.Tensor:
+    """Random numbers whose first axis is the pictures."""
+    part = _PART.get()
+    if part is None:
+        return draw(shape, None)
+    return draw((part.total, *shape[1:]), part.generators[device.type])[part.start : part.start + shape[0]]
+
+
+def _rand(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    import torch
+
+    return _drawn(lambda size, generator: torch.rand(size, device=device, generator=generator), shape, device)
+
+
+def _randn(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    import torch
+
+    return _drawn(lambda size, generator: torch.randn(size, device=device, generator=generator), shape, device)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, device: torch.device) -> torch.Tensor:
+    import torch
+
+    def draw(size: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+        return torch.empty(size, device=device).uniform_(low, high, generator=generator)
+
+    return _drawn(draw, shape, device)
+
+
+def _randint(below: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    import torch
+
+    def draw(size: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+        return torch.randint(0, below, size, device=device, generator=generator)
+
+    return _drawn(draw, shape, device)
 
 
 def augmentation(name: str) -> Augmentation:
@@ -61,14 +134,13 @@ def _digits(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
     The elastic field is a coarse random one, smoothly enlarged (Simard, Steinkraus & Platt 2003).
     """
-    import torch
     import torch.nn.functional as F
 
     images = pictures.float()
     count, _, height, width = images.shape
     matrices = _affine(count, degrees=10.0, scale=0.10, shear=0.10, shift=0.05, like=images)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)  # (N, H, W, 2)
-    coarse = torch.randn(count, 2, 6, 6, device=images.device) * 0.035
+    coarse = _randn((count, 2, 6, 6), images.device) * 0.035
     field = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)  # (N, 2, H, W)
     return F.grid_sample(images, grid + field.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False)
 
@@ -80,7 +152,7 @@ def _affine(
     import torch
 
     def uniform(bound: float) -> torch.Tensor:
-        return (torch.rand(count, device=like.device) * 2.0 - 1.0) * bound
+        return (_rand((count,), like.device) * 2.0 - 1.0) * bound
 
     angle = uniform(math.radians(degrees))
     zoom_x, zoom_y, slant = 1.0 + uniform(scale), 1.0 + uniform(scale), uniform(shear)
@@ -101,8 +173,8 @@ def _shifted(pictures: torch.Tensor, *, flip_rows: bool) -> torch.Tensor:
         images = _mirrored(images, axis)
     reach = max(1, height // 8)
     padded = F.pad(images, (reach, reach, reach, reach))
-    tops = torch.randint(0, 2 * reach + 1, (count, 1), device=images.device)
-    lefts = torch.randint(0, 2 * reach + 1, (count, 1), device=images.device)
+    tops = _randint(2 * reach + 1, (count, 1), images.device)
+    lefts = _randint(2 * reach + 1, (count, 1), images.device)
     rows = (tops + torch.arange(height, device=images.device))[:, None, :, None]  # (N, 1, H, 1)
     columns = (lefts + torch.arange(width, device=images.device))[:, None, None, :]  # (N, 1, 1, W)
     picture = torch.arange(count, device=images.device)[:, None, None, None]
@@ -113,7 +185,7 @@ def _shifted(pictures: torch.Tensor, *, flip_rows: bool) -> torch.Tensor:
 def _mirrored(images: torch.Tensor, axis: int) -> torch.Tensor:
     import torch
 
-    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    chosen = _rand((len(images), 1, 1, 1), images.device) < 0.5
     return torch.where(chosen, images.flip(axis), images)
 
 
@@ -143,13 +215,13 @@ def _resized_crops(images: torch.Tensor, size: tuple[int, int], least_area: floa
     import torch.nn.functional as F
 
     count, channels, height, width = images.shape
-    area = torch.empty(count, device=images.device).uniform_(least_area, 1.0)
-    ratio = torch.empty(count, device=images.device).uniform_(-1.0, 1.0).mul_(math.log(4.0 / 3.0)).exp_()
+    area = _uniform((count,), least_area, 1.0, images.device)
+    ratio = _uniform((count,), -1.0, 1.0, images.device).mul_(math.log(4.0 / 3.0)).exp_()
     # In shares of the picture; a side that would stick out is cut to it, where torchvision draws again.
     wide = (area * ratio * (height / width)).sqrt_().clamp_(max=1.0)
     tall = (area / ratio * (width / height)).sqrt_().clamp_(max=1.0)
-    across = torch.empty(count, device=images.device).uniform_(-1.0, 1.0) * (1.0 - wide)
-    down = torch.empty(count, device=images.device).uniform_(-1.0, 1.0) * (1.0 - tall)
+    across = _uniform((count,), -1.0, 1.0, images.device) * (1.0 - wide)
+    down = _uniform((count,), -1.0, 1.0, images.device) * (1.0 - tall)
     zero = torch.zeros_like(wide)
     rows = (torch.stack([wide, zero, across], 1), torch.stack([zero, tall, down], 1))
     grid = F.affine_grid(torch.stack(rows, 1), [count, channels, *size], align_corners=False)  # (N, h, w, 2)
@@ -161,7 +233,7 @@ def _recoloured(images: torch.Tensor, amount: float) -> torch.Tensor:
     import torch
 
     def factor() -> torch.Tensor:
-        return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(1.0 - amount, 1.0 + amount)
+        return _uniform((len(images), 1, 1, 1), 1.0 - amount, 1.0 + amount, images.device)
 
     coloured = images.shape[1] == 3
     luma = _constant(_LUMA if coloured else (1.0,), images.device).view(1, -1, 1, 1)
@@ -171,7 +243,7 @@ def _recoloured(images: torch.Tensor, amount: float) -> torch.Tensor:
     if not coloured:
         return images
     grey = (images * luma).sum(1, keepdim=True)
-    strengths = torch.randn(len(images), 3, device=images.device) * _LIGHTING_DEVIATION
+    strengths = _randn((len(images), 3), images.device) * _LIGHTING_DEVIATION
     light = strengths @ _constant(_LIGHTING, images.device)  # (N, 3)
     return torch.lerp(grey, images, factor()).add_(light[:, :, None, None]).clamp_(0.0, 255.0)
 

@@ -46,6 +46,8 @@ def fit_batch(run: Run, view: tuple[int, int], samples: int) -> str:
     if run.device.type != "cuda":
         return f"batch size {before.batch_size}, the recipe's: the memory of {run.device.type} sets no useful limit"
     batch_size, reason = largest_batch(run, view, samples)
+    if not run.team.alone:
+        batch_size = int(min(run.team.all([batch_size])))
     run.use(scaled(before, batch_size))
     how = "linearly (Goyal et al. 2017)" if before.optimizer == "sgd" else "by the square root (Malladi et al. 2022)"
     return (
@@ -111,8 +113,9 @@ def _try_steps(run: Run, view: tuple[int, int], batch_size: int) -> None:
     trial.use(replace(run.options, batch_size=batch_size))
     trial.begin_training()
     options, augment = trial.options, augmentation(trial.options.augment)
-    pictures = torch.zeros((batch_size, trial.scale.shape[1], *view), dtype=torch.uint8, device=run.device)
-    targets = torch.zeros(batch_size, dtype=torch.int64, device=run.device)
+    mine = -(-batch_size // run.team.ranks.world)
+    pictures = torch.zeros((mine, trial.scale.shape[1], *view), dtype=torch.uint8, device=run.device)
+    targets = torch.zeros(mine, dtype=torch.int64, device=run.device)
     for _ in range(_TRIED):
         mixed = mix(augment(pictures, trial.size), targets, mixup=options.mixup, cutmix=options.cutmix)
         compute_gradients(trial, mixed)

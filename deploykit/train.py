@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from deploykit.lock import folder_lock
 from deploykit.models import build, spec
 from deploykit.pixels import Pixels, load_pixels
 from deploykit.progress import Progress, silent
+from deploykit.ranks import ALONE, Ranks, threads_each
 from deploykit.results import Training
+from deploykit.shared_training import Team
 from deploykit.training_compile import choose_compile, compile_module
 from deploykit.training_loop import run_epochs
 from deploykit.training_precision import choose_precision, device_peak, float_arithmetic
@@ -77,6 +79,7 @@ def train_network(
     largest_batch: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> Training:
     """Trains a reference network and writes checkpoint, history, curves and record into the folder ``output``.
@@ -101,6 +104,8 @@ def train_network(
             CPU, with the same threads: the state's, unless ``options`` has a number). Starts afresh where there is
             none; a finished training is returned as it is.
         overwrite: Replace a training that lies in ``output``; with ``resume`` only one that cannot be gone on with.
+        ranks: Processes that share the training; ``batch_size`` is that of all together. Rank 0 reads and writes
+            ``output``, all return the record; see ``shared_training``.
         progress: Called after each batch.
 
     Returns:
@@ -113,33 +118,42 @@ def train_network(
         DataError: A picture that cannot be read.
         OutputError: ``output`` holds a training and neither ``resume`` nor ``overwrite`` was given, or is not writable.
         CheckpointError: What should be resumed is damaged, replaced, or of other options; weights that do not fit.
+        RankError: Another process is gone.
     """
-    folder = Path(output)
+    folder, team = Path(output), Team(ranks)
     require("torch", extra="torch", purpose="training")
     _check_splits(train, test)
     started = _read_weights(weights)
     plan = plan_network(network, common_size(train), size, _options_of(started, network) | dict(network_options or {}))
     asked = options or recipe_for(train.name, network, plan.side)
     _check_frozen(asked, started)
-    device = choose_device(asked.device)
+    device = team.device(choose_device(asked.device))
     macs = forward_macs(plan, train) if device.type == "cuda" else None
     options = _settled(asked, device, macs, len(train))
     header = begin_header(plan, train, options, started)
-    with _own(folder), ExitStack() as opened:
-        saved = _saved(folder, header, options, fitted=largest_batch, overwrite=overwrite) if resume else None
+    team.agree(header.header())
+    with _own(folder) if team.first else nullcontext(), ExitStack() as opened:
+        asks = resume and team.first
+        saved = _saved(folder, header, options, fitted=largest_batch, overwrite=overwrite) if asks else None
+        saved = saved if team.alone else _told(saved, header, team)
         if saved is not None and saved.record is not None:
             return saved.record
-        options = saved.options if saved else replace(options, threads=options.threads or environment.available_cpus())
+        cpus = environment.available_cpus()
+        options = (
+            saved.options if saved else replace(options, threads=options.threads or threads_each(ranks, cpus) or cpus)
+        )
         opened.enter_context(torch_threads(options.threads or 1))
         opened.enter_context(float_arithmetic(options.precision, device))
-        run, notes = _begin(header, options, device, len(train), started)
-        run.macs, run.peak = macs, device_peak(options.precision, device)
+        run, notes = _begin(header, options, device, len(train), started, team)
+        run.macs, run.peak = macs, team.peak(device_peak(options.precision, device))
         if saved is not None:
             restore(run, saved.checkpoint, saved.path)
-        _check_folder(folder, resume=resume, overwrite=overwrite)
+        if team.first:
+            _check_folder(folder, resume=resume, overwrite=overwrite)
+        readers = team.workers(workers, device)
 
         def pixels(split: Dataset, view: Preprocess, cap: int | None, *, exact: bool) -> Pixels:
-            loaded = load_pixels(split, view, device, cap=cap, workers=workers, exact=exact)
+            loaded = load_pixels(split, view, device, cap=team.cap(cap, device), workers=readers, exact=exact)
             opened.callback(loaded.close)
             return loaded
 
@@ -153,7 +167,7 @@ def train_network(
             run.compiled = compile_module(run.module, run.options, macs, device, required=asked.compile == "on")
         header = with_options(header, run.options)
         run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
-        return _finish(run, header, folder, (*plan.notes, *notes))
+        return _finish(run, header, folder, (*plan.notes, *notes, *team.notes()))
 
 
 def _settled(options: TrainOptions, device: torch.device, macs: int | None, samples: int) -> TrainOptions:
@@ -249,8 +263,28 @@ def _record(folder: Path) -> Training:
     return record
 
 
+def _told(saved: _Saved | None, header: Checkpoint, team: Team) -> _Saved | None:
+    """What rank 0 has found in the folder, on every process."""
+    mine = None
+    if saved is not None:
+        record = None if saved.record is None else saved.record.to_document()
+        mine = {
+            "path": str(saved.path),
+            "state": dict(saved.checkpoint.state),
+            "options": saved.options.to_json(),
+            "record": record,
+        }
+    if (found := team.told(mine)) is None:
+        return None
+    path, options = Path(found["path"]), TrainOptions(**found["options"])
+    if found["record"] is not None:
+        return _Saved(path, header, options, Training.from_document(found["record"], source=found["path"]))
+    tensors = team.from_first(None if saved is None else saved.checkpoint.tensors)
+    return _Saved(path, replace(header, tensors=tensors, state=found["state"]), options, None)
+
+
 def _begin(
-    header: Checkpoint, options: TrainOptions, device: torch.device, samples: int, weights: Weights | None
+    header: Checkpoint, options: TrainOptions, device: torch.device, samples: int, weights: Weights | None, team: Team
 ) -> tuple[Run, tuple[str, ...]]:
     """A run with fresh weights, which come before anything else draws from the generator, or with those of a file.
 
@@ -260,13 +294,13 @@ def _begin(
 
     torch.manual_seed(options.seed)
     module = build(header.network, header.num_classes, header.in_channels, **header.options)
-    check_batches(module, options, samples, header.network)
+    check_batches(module, options, samples, header.network, team)
     notes: tuple[str, ...] = ()
     if weights is not None:
         from deploykit.pretrained import load_weights
 
         notes = load_weights(module, header.network, weights).notes
-    return start_run(module.to(device), options, header.preprocess, spec(header.network).classifier), notes
+    return start_run(module.to(device), options, header.preprocess, spec(header.network).classifier, team), notes
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -282,6 +316,8 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _save(run: Run, header: Checkpoint, folder: Path) -> None:
     """Writes the state, and only then removes the results of an earlier training."""
+    if not run.team.first:
+        return
     save_state(run, header, folder / STATE)
     for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
@@ -289,6 +325,10 @@ def _save(run: Run, header: Checkpoint, folder: Path) -> None:
 
 def _finish(run: Run, header: Checkpoint, folder: Path, notes: tuple[str, ...]) -> Training:
     """The state goes last: until then, a killed training is gone on with."""
-    record = write_results(run, header, folder, notes)
-    (folder / STATE).unlink(missing_ok=True)
-    return record
+    run.warnings = run.team.gathered(run.warnings)
+    if run.team.first:
+        record = write_results(run, header, folder, notes)
+        (folder / STATE).unlink(missing_ok=True)
+        run.team.told(record.to_document())
+        return record
+    return Training.from_document(run.team.told(None) or {}, source=RECORD)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deploykit.augment import augmentation, mix
+from deploykit.augment import Part, augmentation, mix, part_of_batch
 from deploykit.errors import InputError
 from deploykit.figures import percent_text
 from deploykit.pixels import Pixels
@@ -28,6 +28,7 @@ __all__ = ["run_epochs"]
 
 _MOST_TOGETHER = 500  # pictures that are measured at once, and
 _MOST_PIXELS = 1 << 21  # their pixels, so that large ones do not take all memory
+_RANK_BITS = 53  # above those of seed and epoch
 
 
 def run_epochs(run: Run, train: Pixels, test: Pixels, save: Callable[[], None], progress: Progress) -> None:
@@ -94,30 +95,49 @@ def _train_epoch(run: Run, train: Pixels, epoch: int, progress: Progress) -> tup
     import torch
 
     options, augment, total = run.options, augmentation(run.options.augment), len(train.targets)
-    torch.manual_seed((options.seed << 20) + epoch + 1)
-    order = torch.randperm(total)
-    chosen, targets = _batches(order, options.batch_size), train.targets[order.to(run.device)]
+    generators = _seeded(run, epoch)
+    order = torch.randperm(total, generator=generators["cpu"] if generators else None)
+    chosen, targets = _batches(order, options.batch_size, run.team.ranks.world), train.targets[order.to(run.device)]
+    parts = [run.team.part(len(rows)) for rows in chosen]  # of each batch, what is learnt from here
+    mine = [rows[part] for rows, part in zip(chosen, parts, strict=True)]
     run.begin_training()
     sums, done = torch.zeros(2, device=run.device), 0  # of losses and of right answers
-    for number, (rows, pictures) in enumerate(zip(chosen, train.batches(chosen), strict=True)):
+    for number, (rows, part, pictures) in enumerate(zip(chosen, parts, train.batches(mine), strict=True)):
         first, done = done, done + len(rows)
         for group in run.optimizer.param_groups:
             group["lr"] = _rate(options, epoch + done / total)
-        augmented = augment(pictures, run.size)
-        mixed = mix(augmented, targets[first:done], mixup=options.mixup, cutmix=options.cutmix)
-        sums += train_step(run, mixed) * len(rows)
+        with part_of_batch(Part(len(rows), part.start, generators) if generators else None):
+            augmented = augment(pictures, run.size)
+        mixed = mix(augmented, targets[first:done][part], mixup=options.mixup, cutmix=options.cutmix)
+        sums += train_step(run, mixed, len(rows)) * len(pictures)
         run.follow(epoch * len(chosen) + number)
         progress(f"epoch {epoch + 1}/{options.epochs}", done, total, run.speed)
-    loss, right = sums.tolist()
+    run.average_statistics()
+    loss, right = run.team.sum(sums).tolist()
     return loss / total, right / total
 
 
-def _batches(order: torch.Tensor, size: int) -> list[torch.Tensor]:
-    """Slices of the order; a last batch of one picture joins the one before, as BatchNorm needs two."""
+def _seeded(run: Run, epoch: int) -> dict[str, torch.Generator]:
+    """Seeds torch's generators for the epoch.
+
+    Of several processes each gets its own, for dropout and mixing; order and augmentation then come out of generators
+    that all have alike, with the numbers that one process would draw.
+    """
+    import torch
+
+    seed = (run.options.seed << 20) + epoch + 1
+    torch.manual_seed(seed + (run.team.ranks.rank << _RANK_BITS))
+    if run.team.alone:
+        return {}
+    return {device: torch.Generator(device).manual_seed(seed) for device in {"cpu", run.device.type}}
+
+
+def _batches(order: torch.Tensor, size: int, world: int = 1) -> list[torch.Tensor]:
+    """Slices of the order; a last batch of one picture a process joins the one before, as BatchNorm needs two."""
     import torch
 
     slices = list(torch.split(order, size))
-    if len(slices) > 1 and len(slices[-1]) == 1:
+    if len(slices) > 1 and len(slices[-1]) < (2 * world if world > 1 else 2):
         slices[-2:] = [order[(len(slices) - 2) * size :]]
     return slices
 
@@ -129,11 +149,14 @@ def _measure(run: Run, test: Pixels) -> tuple[float, float]:
 
     module, total = run.result.eval(), len(test.targets)
     together = max(1, min(_MOST_TOGETHER, _MOST_PIXELS // (run.size[0] * run.size[1])))
-    chosen = torch.split(torch.arange(total), together)
+    chosen = run.team.mine(torch.split(torch.arange(total), together))
+    expected = run.team.mine(torch.split(test.targets, together))
     losses, right = [], []  # on the device until the end, so that nothing waits for it
     with torch.inference_mode():
-        for pictures, targets in zip(test.batches(chosen), torch.split(test.targets, together), strict=True):
+        for pictures, targets in zip(test.batches(chosen), expected, strict=True):
             logits = module(run.inputs(pictures.float()))
             losses.append(F.cross_entropy(logits, targets, reduction="sum"))
             right.append((logits.argmax(1) == targets).sum())
-        return sum(torch.stack(losses).tolist()) / total, sum(torch.stack(right).tolist()) / total
+        found = [torch.stack(values).tolist() if values else [] for values in (losses, right)]
+    loss, correct = (sum(run.team.all(values)) for values in found)
+    return loss / total, correct / total

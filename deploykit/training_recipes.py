@@ -57,6 +57,7 @@ class TrainOptions:
             more time than it takes.
         accumulate: Parts that a step is computed in, one after the other, which takes less memory. The gradient is that
             of the whole batch; only BatchNorm normalises each part by the part's own statistics.
+        sync_batchnorm: Where several processes share a training, BatchNorm normalises by the pictures of all.
 
     Raises:
         InputError: A value that is not allowed.
@@ -82,6 +83,7 @@ class TrainOptions:
     precision: str = "auto"
     compile: str = "auto"
     accumulate: int = 1
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -97,6 +99,10 @@ class TrainOptions:
                 raise InputError(f"{text} {getattr(self, name)}; allowed: from 0 to below 1")
         if self.accumulate > self.batch_size:
             raise InputError(f"accumulate {self.accumulate}; allowed: 1 to the batch size, which is {self.batch_size}")
+        if self.sync_batchnorm and self.accumulate > 1:
+            raise InputError(
+                f"accumulate {self.accumulate} with synchronised BatchNorm, which sees a whole batch; allowed: 1"
+            )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} {getattr(self, name)!r}; allowed: {', '.join(allowed)}")

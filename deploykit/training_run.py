@@ -13,6 +13,8 @@ import numpy as np
 from deploykit.artifact import Preprocess
 from deploykit.device_peaks import mfu
 from deploykit.errors import InputError
+from deploykit.shared_batchnorm import synchronise
+from deploykit.shared_training import Team
 from deploykit.training_compile import Compiled
 from deploykit.training_precision import autocast, choose_precision
 from deploykit.training_recipes import TrainOptions
@@ -52,7 +54,9 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     compiled: Compiled | None = None
     macs: int | None = None  # multiply-accumulates of a forward pass of one picture, where they are known
-    peak: float | None = None  # operations a second that the device does at most, where it is known
+    peak: float | None = None  # operations a second that the devices do at most, where it is known
+    team: Team = field(default_factory=Team)
+    synchronised: bool = False  # whether BatchNorm sees the pictures of all processes
     speed: str = ""  # of the last epoch, for whoever watches
     _moving: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
 
@@ -122,6 +126,12 @@ class Run:
             if counts:
                 torch._foreach_copy_(counts, now)
 
+    def average_statistics(self) -> None:
+        """Gives all processes the means of BatchNorm's running statistics, which each has of its own pictures."""
+        for module in (self.module, self.average):
+            if module is not None:
+                self.team.average(module.buffers())
+
     @property
     def fewest(self) -> int:
         """Pictures that can be computed at once at least: BatchNorm has no variance of one."""
@@ -131,11 +141,14 @@ class Run:
 
     def use(self, options: TrainOptions) -> None:
         """Other options of a run that has not begun, which differ in batch size and learning rate."""
-        self.options, self.part = options, _part(options)
+        self.options, self.part = options, _part(options, self.team)
 
     def can_halve(self, count: int) -> bool:
-        """Whether a batch of ``count`` pictures can be computed in smaller parts."""
-        return min(self.part, count) > self.fewest
+        """Whether a batch of ``count`` pictures can be computed in smaller parts.
+
+        Not where processes normalise together: all would have to halve theirs.
+        """
+        return min(self.part, count) > self.fewest and not self.synchronised
 
     def halve(self, count: int) -> None:
         """Halves the parts that steps are computed in, after memory ran out in one of ``count`` pictures, and notes it.
@@ -208,12 +221,17 @@ def _pairs(average: torch.nn.Module, module: torch.nn.Module) -> list[tuple[list
     return [([mean for mean, _ in group], [now for _, now in group]) for group in (moving, counts)]
 
 
-def _part(options: TrainOptions) -> int:
-    return -(-options.batch_size // options.accumulate)
+def _part(options: TrainOptions, team: Team) -> int:
+    mine = -(-options.batch_size // team.ranks.world)
+    return -(-mine // options.accumulate)
 
 
 def start_run(
-    module: torch.nn.Module, options: TrainOptions, preprocess: Preprocess, trained: tuple[str, ...] = ()
+    module: torch.nn.Module,
+    options: TrainOptions,
+    preprocess: Preprocess,
+    trained: tuple[str, ...] = (),
+    team: Team | None = None,
 ) -> Run:
     """A run at its beginning.
 
@@ -222,15 +240,18 @@ def start_run(
         options: How to train; a precision of ``auto`` becomes the device's.
         preprocess: Scale, mean and deviation of the inputs, and their size.
         trained: Prefixes of the layers that learn when the features are frozen.
+        team: The processes that share it.
 
     Raises: InputError when zeros shall be kept and there are none, or a precision that the device lacks.
     """
     import torch
 
-    device = next(module.parameters()).device
+    device, team = next(module.parameters()).device, team or Team()
     options = replace(options, precision=choose_precision(options.precision, device))
     if options.freeze == "features":
         _freeze(module, trained)
+    if synchronised := options.sync_batchnorm and not team.alone:
+        module = synchronise(module, device)
     scale, mean, std = preprocess.scale, np.array(preprocess.mean), np.array(preprocess.std)
 
     def channels(values: Any) -> torch.Tensor:
@@ -248,8 +269,10 @@ def start_run(
         scale=channels(scale / std),
         shift=channels(-mean / std),
         history=[],
-        part=_part(options),
+        part=_part(options, team),
         zeros=_zeros(module) if options.freeze == "zeros" else [],
+        team=team,
+        synchronised=synchronised,
     )
 
 
@@ -328,13 +351,22 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_batches(module: torch.nn.Module, options: TrainOptions, samples: int, network: str) -> None:
+def check_batches(
+    module: torch.nn.Module, options: TrainOptions, samples: int, network: str, team: Team | None = None
+) -> None:
     """Refuses batches of one picture for a network with BatchNorm, which has no variance there. Raises: InputError."""
+    team = team or Team()
+    if min(options.batch_size, samples) < team.ranks.world:
+        raise InputError(
+            f"{min(options.batch_size, samples)} pictures a step for {team.ranks.world} processes; allowed: one or more"
+            " for each"
+        )
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    least = min(_part(options), samples)
+    least = min(_part(options, team), samples // team.ranks.world)
     if least < 2 and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
         parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
+        parts += f" of {team.ranks.world} processes" if not team.alone else ""
         raise InputError(
             f"{network} has BatchNorm, which cannot learn from one picture at a time; received batch size"
             f" {options.batch_size}{parts} and {samples} training pictures; allowed: 2 or more of both"

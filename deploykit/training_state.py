@@ -18,7 +18,12 @@ __all__ = ["check_same", "restore", "save_state"]
 
 _MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 _SCHEMA = "training_schema"
-_UNSAID = {"precision": "fp32", "compile": "off", "accumulate": 1}  # how states were trained that do not say it
+_UNSAID = {
+    "precision": "fp32",
+    "compile": "off",
+    "accumulate": 1,
+    "sync_batchnorm": False,
+}  # how states were trained that do not say it
 
 
 def check_same(found: Checkpoint, header: Checkpoint, path: Path) -> None:
@@ -63,7 +68,7 @@ def restore(run: Run, state: Checkpoint, path: Path) -> None:
 
     Raises: CheckpointError when tensors or history do not fit the network and the options.
     """
-    history, (part, warnings) = _history(state, run.options.epochs, path), _course(state, run.part, path)
+    history, (part, warnings) = _history(state, run.options.epochs, path), _course(state, run, path)
     modules = {"model": run.module} | ({"average": run.average} if run.average is not None else {})
     weights = {kind: _part(state, kind) for kind in modules}
     for kind, module in modules.items():
@@ -92,13 +97,16 @@ def _history(state: Checkpoint, epochs: int, path: Path) -> list[dict[str, Any]]
     return [{name: row[name] for name in HISTORY_KEYS} for row in rows]  # a JSON header does not keep their order
 
 
-def _course(state: Checkpoint, part: int, path: Path) -> tuple[int, list[str]]:
-    """In what parts steps were computed at last, and what was noted; earlier versions keep neither."""
-    found, warnings = state.state.get("part", part), state.state.get("warnings", [])
+def _course(state: Checkpoint, run: Run, path: Path) -> tuple[int, list[str]]:
+    """In what parts steps were computed at last, and what was noted; earlier versions keep neither.
+
+    Parts may have been larger where fewer processes shared a step.
+    """
+    found, warnings, most = state.state.get("part", run.part), state.state.get("warnings", []), run.options.batch_size
     noted = isinstance(warnings, list) and all(isinstance(text, str) for text in warnings)
-    if not (noted and isinstance(found, int) and 1 <= found <= part):
-        raise CheckpointError(f"{path}: the state is damaged: part {found!r} of {part}, warnings {warnings!r}")
-    return found, warnings
+    if not (noted and isinstance(found, int) and 1 <= found <= most):
+        raise CheckpointError(f"{path}: the state is damaged: part {found!r} of {most}, warnings {warnings!r}")
+    return min(found, run.part), warnings
 
 
 def _is_row(row: Any, epoch: int) -> bool:

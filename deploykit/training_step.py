@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["apply_gradients", "compute_gradients", "part_sizes", "train_step"]
 
 
-def train_step(run: Run, mixed: Mixed) -> torch.Tensor:
-    """One step of the optimizer. Returns the batch's mean loss and share of right answers, before it: (2,).
+def train_step(run: Run, mixed: Mixed, total: int | None = None) -> torch.Tensor:
+    """One step of the optimizer. Returns the pictures' mean loss and share of right answers, before it: (2,).
+
+    Args:
+        run: What is trained.
+        mixed: A batch, or this process's part of it.
+        total: Pictures of the batch in all processes.
 
     Raises: torch.OutOfMemoryError when not even the smallest part fits.
     """
-    answered = _computed(run, mixed)
+    answered = _computed(run, mixed, total)
+    run.team.sum_gradients(run.module.parameters())
     apply_gradients(run)
     return answered
 
 
-def _computed(run: Run, mixed: Mixed) -> torch.Tensor:
+def _computed(run: Run, mixed: Mixed, total: int | None) -> torch.Tensor:
     """The gradient; when memory runs out, anew with parts half as large, and when compiling fails, anew without it.
 
     Then BatchNorm's running statistics have seen some of the batch's pictures twice, and dropout draws anew.
@@ -37,7 +43,7 @@ def _computed(run: Run, mixed: Mixed) -> torch.Tensor:
 
     while True:
         try:
-            return compute_gradients(run, mixed)
+            return compute_gradients(run, mixed, total)
         except torch.OutOfMemoryError:
             if not run.can_halve(len(mixed.targets)):
                 raise
@@ -48,20 +54,20 @@ def _computed(run: Run, mixed: Mixed) -> torch.Tensor:
         run.halve(len(mixed.targets))
 
 
-def compute_gradients(run: Run, mixed: Mixed) -> torch.Tensor:
-    """Leaves the batch's gradient, and nothing of an earlier one, in the parameters.
+def compute_gradients(run: Run, mixed: Mixed, total: int | None = None) -> torch.Tensor:
+    """Leaves the gradient of the batch, or of this process's part of its ``total`` pictures, in the parameters.
 
-    Returns the batch's mean loss and share of right answers: (2,).
+    Nothing of an earlier one stays there. Returns the pictures' mean loss and share of right answers: (2,).
 
     Raises: torch.OutOfMemoryError.
     """
     import torch
 
     run.clear_gradients()
-    answered = torch.zeros(2, device=mixed.targets.device)
-    for part in mixed.split(part_sizes(len(mixed.targets), run.part)):
-        share = len(part.targets) / len(mixed.targets)
-        answered += _backward(run, part, share) * share
+    answered, here = torch.zeros(2, device=mixed.targets.device), len(mixed.targets)
+    for part in mixed.split(part_sizes(here, run.part)):
+        share = len(part.targets) / (total or here)
+        answered += _backward(run, part, share) * (len(part.targets) / here)
     return answered
 
 

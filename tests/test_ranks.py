@@ -40,9 +40,9 @@ def start(command: Sequence[str], world: int = 2, **more: str) -> list[subproces
     ]
 
 
-def finish(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[subprocess.Popen[str]], limit_s: float = 120) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=limit_s) for process in processes]
     return [(process.returncode, *both) for process, both in zip(processes, said, strict=True)]
 
 

@@ -13,7 +13,7 @@ from deploykit.terminal import note
 if TYPE_CHECKING:
     from deploykit.progress import Progress
 
-__all__ = ["SHARED", "check_shared", "shared_progress", "shared_work"]
+__all__ = ["SHARED", "check_shared", "restarted", "shared_progress", "shared_work"]
 
 SHARED = ("train", "evaluate", "quantize")
 
@@ -46,6 +46,12 @@ def shared_work() -> Iterator[Ranks]:
 
     with joined(found, lambda reason: note(f"error: {reason}")) as ranks:
         yield ranks
+
+
+def restarted() -> bool:
+    """Whether ``torchrun`` has started the job again (``--max-restarts``) after it lost a process."""
+    found = job()
+    return found is not None and found.attempt > 0
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
+from deploykit.commands.shared_work import restarted, shared_progress, shared_work
 from deploykit.errors import InputError
 from deploykit.figures import percent_text
-from deploykit.terminal import note, print_json, print_line, progress_bar
+from deploykit.terminal import note, print_json, print_line
 
 if TYPE_CHECKING:
     from deploykit.results import Training
@@ -60,6 +61,12 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(help="Parts that a step is computed in, which takes less memory.")
     ] = None,
+    sync_batchnorm: Annotated[
+        bool | None,
+        typer.Option(
+            "--sync-batchnorm", help="With several processes of torchrun: BatchNorm sees the pictures of all."
+        ),
+    ] = None,
     threads: Threads = None,
     memory_cap: Annotated[
         str | None, typer.Option(help="Memory that pictures may take, such as 4GB; by default half of what is free.")
@@ -79,49 +86,54 @@ def train(
     from deploykit.training_recipes import recipe_for
     from deploykit.training_setup import common_size, plan_network
 
-    classes, cap = spec(network).classes, parse_bytes(memory_cap)
-    train_split = room.load(data, "train", data_dir=data_dir, classes=classes)
-    test_split = room.load(data, "test", data_dir=data_dir, classes=classes)
-    network_options = parse_network_options(option)
-    side = plan_network(network, common_size(train_split), size, network_options).side
-    options = recipe_for(train_split.name, network, side).changed(
-        epochs=epochs,
-        batch_size=None if batch_size == "auto" else parse_batch_size(batch_size),
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        warmup_epochs=warmup_epochs,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        augment=augment,
-        mixup=mixup,
-        cutmix=cutmix,
-        ema=ema,
-        clip_norm=clip_norm,
-        freeze=freeze,
-        seed=seed,
-        device=device,
-        precision=precision,
-        compile=None if compile_ is None else "on" if compile_ else "off",
-        accumulate=accumulate,
-        threads=threads,
-    )
-    with progress_bar() as progress:
-        record = train_network(
-            network,
-            train_split,
-            test_split,
-            output,
-            options,
-            network_options=network_options,
-            size=size,
-            weights=weights,
-            memory_cap=cap,
-            workers=workers,
-            largest_batch=batch_size == "auto",
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
+    with shared_work() as ranks:
+        classes, cap = spec(network).classes, parse_bytes(memory_cap)
+        train_split = room.load(data, "train", data_dir=data_dir, classes=classes)
+        test_split = room.load(data, "test", data_dir=data_dir, classes=classes)
+        network_options = parse_network_options(option)
+        side = plan_network(network, common_size(train_split), size, network_options).side
+        options = recipe_for(train_split.name, network, side).changed(
+            epochs=epochs,
+            batch_size=None if batch_size == "auto" else parse_batch_size(batch_size),
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            warmup_epochs=warmup_epochs,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            augment=augment,
+            mixup=mixup,
+            cutmix=cutmix,
+            ema=ema,
+            clip_norm=clip_norm,
+            freeze=freeze,
+            seed=seed,
+            device=device,
+            precision=precision,
+            compile=None if compile_ is None else "on" if compile_ else "off",
+            accumulate=accumulate,
+            sync_batchnorm=sync_batchnorm,
+            threads=threads,
         )
+        with shared_progress(ranks) as progress:
+            record = train_network(
+                network,
+                train_split,
+                test_split,
+                output,
+                options,
+                network_options=network_options,
+                size=size,
+                weights=weights,
+                memory_cap=cap,
+                workers=workers,
+                largest_batch=batch_size == "auto",
+                resume=resume or restarted(),
+                overwrite=overwrite,
+                ranks=ranks,
+                progress=progress,
+            )
+    if ranks.rank:
+        return
     _tell(record, (*train_split.notes, *record.warnings), output, as_json=as_json)
 
 
