@@ -76,7 +76,7 @@ def doubts(processes: Sequence[Turns], *, samples: int, min_time_s: float) -> It
 def timer_note(median_ms: float, timer_step_ns: int) -> str | None:
     """Says so where a call is too short for the timer, or of the order of what the loop around it costs."""
     if median_ms * 1e6 < _TIMER_STEPS * timer_step_ns:
-        return f"a call takes {median_ms * 1e6:,.0f} ns, and the timer steps by {timer_step_ns} ns"
+        return f"a call takes {median_ms * 1000:.3g} µs, and the timer steps by {timer_step_ns / 1000:.3g} µs"
     if median_ms < _SHORT_CALL_MS:
         return f"a call takes {median_ms * 1000:.1f} µs, of which Python's call into ONNX Runtime is a good part"
     return None
