@@ -144,10 +144,10 @@ def _exported(name: str, folder: Path, size: int) -> tuple[Path, np.ndarray]:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("resnet18", 64),
         ("squeezenet1.1", 64),
-        ("mobilenet-v2", 64),
-        ("mobilenet-v3-small", 64),
+        pytest.param("resnet18", 64, marks=pytest.mark.slow),
+        pytest.param("mobilenet-v2", 64, marks=pytest.mark.slow),
+        pytest.param("mobilenet-v3-small", 64, marks=pytest.mark.slow),
         pytest.param("densenet121", 64, marks=pytest.mark.slow),
         pytest.param("googlenet-bn", 64, marks=pytest.mark.slow),
         pytest.param("resnet50", 64, marks=pytest.mark.slow),

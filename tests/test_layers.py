@@ -60,6 +60,7 @@ def test_light_imports(code: str, absent: tuple[str, ...]) -> None:
     assert not _loaded(code) & set(absent)
 
 
+@pytest.mark.slow
 def test_the_base_install_measures_without_torch(trained: Trained, tmp_path: Path) -> None:
     """A real process in which torch, onnxscript, safetensors, altair and jinja2 cannot be imported."""
     heavy = ("torch", "onnxscript", "safetensors", "altair", "vl_convert", "jinja2")

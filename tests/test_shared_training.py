@@ -92,6 +92,7 @@ def test_batchnorm_over_both_processes_is_that_of_the_whole_batch() -> None:
         assert (code, out) == (0, "alike\n"), err
 
 
+@pytest.mark.slow
 def test_a_network_with_batchnorm_learns_as_one_process_where_it_is_synchronised(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 130)

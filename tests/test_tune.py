@@ -159,7 +159,8 @@ def _written(folder: Path) -> dict[str, int]:
     return {entry.parent.name: entry.stat().st_mtime_ns for entry in entries}
 
 
-@pytest.mark.parametrize("steps", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 3, 4])
 def test_killed_and_called_again_it_goes_on(steps: int, tmp_path: Path) -> None:
     """SIGKILL after so many results; the next call makes only those that are missing."""
     model, folder = classifier(tmp_path / "m.onnx"), tmp_path / "t"
@@ -293,6 +294,7 @@ def _lines(captured: str) -> list[str]:
     return captured.strip().splitlines()
 
 
+@pytest.mark.slow
 def test_command_line(tuned: tuple[Path, Path, Tuning], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, _, _ = tuned
     folder = tmp_path / "t"

@@ -82,10 +82,11 @@ def quantize(
         keep_float=tuple(keep_float or ()),
         without=tuple(without or ()),
     )
-    beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
     with shared_work() as ranks:
-        for path in (output, beside) if ranks.rank == 0 else ():
-            check_writable(path, overwrite=overwrite)
+        if ranks.rank == 0:
+            check_writable(output, overwrite=overwrite)
+            beside = output.with_name(output.name.removesuffix(".onnx") + ".quantization.json")
+            check_writable(beside, overwrite=overwrite)
         artifact = Artifact.read(model)
         dataset = room.load(calibrate, split, data_dir=data_dir, classes=len(artifact.labels) or None)
         given: dict[str, Any] = {"preprocess": parse_preprocess(preprocess), "options": options, "ranks": ranks}
