@@ -6,18 +6,21 @@ Needs torch, numpy, Pillow, psutil and safetensors, and from the export on onnx,
 deploykit itself need not be installed. What is missing is said at once, with the command that installs it. Parts, in
 the order of their worth:
 
-throughput  pictures a second learnt by deploykit's own training loop, with synthetic and with real pictures, and the
-            model FLOPs utilisation; beside it a plain loop in eager float32, as torchvision's reference has it
+throughput  pictures a second learnt by deploykit's own training loop, and the model FLOPs utilisation; beside it a
+            plain loop in eager float32, as torchvision's reference has it, at the same batch sizes. Every network is
+            measured at one batch size before any is at a second one; then come real pictures, at last torch.compile
 lenet       LeNet-5 on MNIST: the seconds to 0.6 % error
+inference   latency of batch 1 and 64, one network after the other: PyTorch eager and compiled, ONNX Runtime's CUDA
+            provider in fp32, TF32 and fp16, with and without CUDA graphs
 cifar       ResNet-18 on CIFAR-10: seconds an epoch, and the accuracy at the end
-inference   latency of batch 1 and 64: PyTorch eager and compiled, ONNX Runtime's CUDA provider in fp32, TF32 and fp16,
-            with and without CUDA graphs
 flowers     the reference networks on flowers at 128 pixels, quantized, evaluated and timed on this machine's CPU; takes
             what is left of the time, the networks in the order of their worth
 
-Each part runs in a process of its own, within its share of --minutes; one that fails or runs out of time leaves what
-it has, and the others go on. The file is written anew after each part. With --continue a file that is there is added
-to: parts that are done stay, and flowers goes on with the networks that are missing.
+Each part runs in a process of its own, within its share of --minutes, which count from the start of the script and hold
+all of it; one that fails or runs out of time leaves what it has, and the others go on. The file is written anew every
+few seconds. Ten minutes do not hold everything: with --continue a file that is there is added to. Parts that are done
+stay, throughput, inference and flowers go on with what is missing, and no figure gives way to none. The first run has
+the figures at the top of this list; how many more it takes until flowers has all its networks depends on the machine.
 
     python benchmarks/gpu.py --device cpu --small
 
@@ -35,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -47,52 +51,69 @@ TRAINING = {"torch": "torch", "numpy": "numpy", "PIL": "Pillow", "psutil": "psut
 EXPORT = {"onnx": "onnx", "onnxscript": "onnxscript", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime-gpu"}
 """Modules -> the distributions that bring them."""
 
+MEASURED = frozenset({"images_per_s", "median_ms", "test_top1", "top1"})
+"""Keys of what is measured; what stands beside it are settings, counts and further figures of the same run."""
+
 GRACE_S = 10.0  # after its time a part may still finish what it is writing
+CLOSING_S = 5.0  # to end the last part, to write the file and to print
+EVERY_S = 3.0  # so often the file takes over what the running part has
 LEAST_S = 15.0  # with less left, a part is not begun
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its share of the time, and the modules that it needs beside ``TRAINING``."""
+    """One part: its share of the time, the modules it needs beside ``TRAINING``, and whether it can be gone on with."""
 
     share: float
     needs: tuple[str, ...] = ()
+    goes_on: bool = False
 
 
 PARTS = {
-    "throughput": Part(0.32),
+    "throughput": Part(0.36, goes_on=True),
     "lenet": Part(0.11),
-    "cifar": Part(0.17),
-    "inference": Part(0.20),  # PyTorch's figures need no more
-    "flowers": Part(1.0, tuple(EXPORT)),
+    "inference": Part(0.25, goes_on=True),  # PyTorch's figures need no more
+    "cifar": Part(0.14),
+    "flowers": Part(1.0, tuple(EXPORT), goes_on=True),
 }
 
 
 def main() -> int:
     """Runs the programme, or, with ``--run``, one part of it in this process."""
+    started = time.time()
     arguments = parse()
     sys.path.insert(0, str(ROOT))
     if arguments.run:
         from gpu_parts import run_part
 
         return run_part(arguments.run, json.loads(arguments.settings.read_text(encoding="utf-8")))
+    end_on_signals()
     missing = {module: name for module, name in TRAINING.items() if find_spec(module) is None}
     if missing:
         return refuse(f"{', '.join(missing)} cannot be imported; run: pip install {' '.join(missing.values())}")
+    before = look_back(arguments)
     device = look_at(arguments.device)
     if "error" in device:
         return refuse(device["error"])
-    document = begin(arguments, device)
-    started, deadline = time.time(), time.time() + 60.0 * arguments.minutes
-    for name in arguments.only or PARTS:
-        if name != "flowers" and arguments.go_on and document["parts"].get(name, {}).get("status") == "done":
-            continue
-        document["parts"][name] = run(name, arguments, device, deadline, document)
-        document["seconds"] = round(time.time() - started, 1)
-        write(arguments.output, document)
-        print(f"{name}: {document['parts'][name]['status']}", file=sys.stderr, flush=True)
+    from deploykit.errors import OutputError
+
+    document = begin(arguments, device, before)
+    try:
+        run_parts(arguments, document, started)
+    except OutputError as problem:
+        return refuse(str(problem))
     print_table(document)
     return 0
+
+
+def run_parts(arguments: argparse.Namespace, document: dict[str, Any], started: float) -> None:
+    """Those that are asked for and not done; the document and its file have each. Raises: OutputError."""
+    deadline = started + 60.0 * arguments.minutes - GRACE_S - CLOSING_S
+    for name in arguments.only or PARTS:
+        if arguments.go_on and document["parts"].get(name, {}).get("status") == "done":
+            continue
+        run(name, arguments, deadline, document, lambda: save(arguments.output, document, started))
+        print(f"{name}: {document['parts'][name]['status']}", file=sys.stderr, flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -113,7 +134,7 @@ def parse() -> argparse.Namespace:
     if arguments.device == "cpu" and not arguments.small:
         parser.error("--device cpu is for rehearsals; give --small with it")
     if not 0 < arguments.minutes <= 24 * 60:
-        parser.error(f"--minutes {arguments.minutes:g}; allowed: more than 0")
+        parser.error(f"--minutes {arguments.minutes:g}; allowed: more than 0, up to {24 * 60}")
     return arguments
 
 
@@ -121,6 +142,51 @@ def refuse(reason: str) -> int:
     """One line, and the exit code of wrong input."""
     print(f"error: {reason}", file=sys.stderr)
     return 2
+
+
+def end_on_signals() -> None:
+    """Lets signals end the script by an exception, so that the running part, in a session of its own, is ended too."""
+    signals = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+
+    def end(number: int, frame: object) -> None:
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in signals:
+        signal.signal(number, end)
+
+
+def look_back(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The document that is to be added to, None where none is; ends the script where no file could be written."""
+    from deploykit.errors import InputError
+    from deploykit.files import check_writable, read_json
+
+    try:
+        check_writable(arguments.output)
+        if not (arguments.go_on and arguments.output.exists()):
+            return None
+        found = read_json(arguments.output)
+    except InputError as problem:
+        raise SystemExit(refuse(str(problem))) from problem
+    if not is_document(found):
+        raise SystemExit(refuse(f"{arguments.output} is no file of this script; give another --output"))
+    return found
+
+
+def is_document(found: dict[str, Any]) -> bool:
+    """Whether all is there that adding to it needs."""
+    runs, parts = found.get("runs"), found.get("parts")
+    if found.get("schema") != SCHEMA or not isinstance(runs, list) or not isinstance(parts, dict):
+        return False
+    return all(isinstance(run, dict) and is_number(run.get("seconds")) for run in runs) and all(
+        isinstance(part, dict)
+        and isinstance(part.get("figures"), dict)
+        and is_number(part.get("seconds"))
+        and {"status", "reason"} <= part.keys()
+        for part in parts.values()
+    )
 
 
 def look_at(device: str) -> dict[str, Any]:
@@ -143,10 +209,11 @@ def look_at(device: str) -> dict[str, Any]:
     return found
 
 
-def begin(arguments: argparse.Namespace, device: dict[str, Any]) -> dict[str, Any]:
+def begin(arguments: argparse.Namespace, device: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """The document before any part has run, or the one that is added to, which must be of the same device."""
     from deploykit import __version__, environment
 
+    run = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "minutes": arguments.minutes, "seconds": 0.0}
     fresh = {
         "schema": SCHEMA,
         "deploykit": __version__,
@@ -154,18 +221,18 @@ def begin(arguments: argparse.Namespace, device: dict[str, Any]) -> dict[str, An
         "label": label(device, small=arguments.small),
         "rehearsal": arguments.small or device["type"] == "cpu",
         "device": device,
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        "minutes": arguments.minutes,
         "seconds": 0.0,
+        "runs": [run],
         "parts": {},
     }
-    if arguments.go_on and arguments.output.exists():
-        before: dict[str, Any] = json.loads(arguments.output.read_text(encoding="utf-8"))
-        same = all(before.get(key) == fresh[key] for key in ("schema", "device", "rehearsal"))
-        if not same:
-            raise SystemExit(refuse(f"{arguments.output} is of another device or a rehearsal; give another --output"))
-        return before
-    return fresh
+    if before is None:
+        return fresh
+    if any(before.get(key) != fresh[key] for key in ("device", "rehearsal")):
+        raise SystemExit(refuse(f"{arguments.output} is of another device or a rehearsal; give another --output"))
+    for part in before["parts"].values():
+        if part["status"] == "running":
+            part |= {"status": "partial", "reason": "the script was ended while this ran"}
+    return before | {"runs": [*before["runs"], run]}
 
 
 def label(device: dict[str, Any], *, small: bool) -> str:
@@ -177,19 +244,52 @@ def label(device: dict[str, Any], *, small: bool) -> str:
 
 
 def run(
-    name: str, arguments: argparse.Namespace, device: dict[str, Any], deadline: float, document: dict[str, Any]
-) -> dict[str, Any]:
-    """One part in a process of its own: its status, its figures, and why there are no more of them."""
+    name: str, arguments: argparse.Namespace, deadline: float, document: dict[str, Any], saving: Callable[[], None]
+) -> None:
+    """One part in a process of its own: its status, its figures, and why there are no more of them, in the document.
+
+    While it runs, the document takes over what the part has written, and ``saving`` is called.
+
+    Raises: OutputError.
+    """
+    from deploykit.errors import OutputError
+
     began = time.time()
-    left = deadline - began
-    missing = [EXPORT[module] for module in PARTS[name].needs if find_spec(module) is None]
+    part, old = PARTS[name], document["parts"].get(name) if arguments.go_on else None
+    before = old["figures"] if old and part.goes_on else {}
+    spent = old["seconds"] if old and part.goes_on else 0.0
+
+    def put(status: str, reason: str | None, figures: dict[str, Any]) -> None:
+        entry = outcome(name, document, status, reason) | {"figures": figures}
+        entry["seconds"] = round(spent + time.time() - began, 1)
+        document["parts"][name] = merged(old, entry)
+        saving()
+
+    def meanwhile(result: Path) -> None:
+        with contextlib.suppress(OutputError):  # a full disk may have room once the part's folder is gone
+            put("running", "had not ended when this was written", written(result).get("figures", {}))
+
+    missing = [EXPORT[module] for module in part.needs if find_spec(module) is None]
     if missing:
-        return outcome(name, document, "skipped", f"needs pip install {' '.join(missing)}")
-    if left < LEAST_S:
-        return outcome(name, document, "skipped", "no time was left")
-    until = min(deadline, began + PARTS[name].share * 60.0 * arguments.minutes)
+        put("skipped", f"needs pip install {' '.join(missing)}", {})
+    elif deadline - began < LEAST_S:
+        put("skipped", "no time was left", {})
+    else:
+        until = min(deadline, began + part.share * 60.0 * arguments.minutes)
+        put(*in_a_process(name, arguments, until, document["device"], before, meanwhile))
+
+
+def in_a_process(
+    name: str,
+    arguments: argparse.Namespace,
+    until: float,
+    device: dict[str, Any],
+    before: dict[str, Any],
+    meanwhile: Callable[[Path], None],
+) -> tuple[str, str | None, dict[str, Any]]:
+    """Runs a part. Its status, the reason where that is not ``done``, and its figures."""
     with tempfile.TemporaryDirectory(prefix="deploykit-gpu-", ignore_cleanup_errors=True) as work:
-        result = Path(work) / "result.json"
+        result, told = Path(work) / "result.json", Path(work) / "settings.json"
         settings = {
             "device": device["type"],
             "name": device["name"],
@@ -198,17 +298,22 @@ def run(
             "until": until,
             "work": work,
             "result": str(result),
-            "before": document["parts"].get(name, {}).get("figures", {}) if arguments.go_on else {},
+            "before": before,
         }
-        told = Path(work) / "settings.json"
         told.write_text(json.dumps(settings), encoding="utf-8")
         command = [sys.executable, str(Path(__file__).resolve()), "--run", name, "--settings", str(told)]
-        said = supervise(command, until)
-        found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+        said = supervise(command, until, lambda: meanwhile(result))
+        found = written(result)
+    figures = found.get("figures", {})
     if found.get("status") in (None, "running"):  # it did not end by itself
-        found |= {"status": "partial" if found.get("figures") else "failed", "reason": said or "ran out of time"}
-    made = outcome(name, document, found["status"], found.get("reason"))
-    return made | {"seconds": round(time.time() - began, 1), "figures": found.get("figures", {})}
+        return "partial" if holds_figure(figures) else "failed", said or "ran out of time", figures
+    return found["status"], found["reason"], figures
+
+
+def written(result: Path) -> dict[str, Any]:
+    """What the part has put into its file so far, which it moves into place."""
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    return found
 
 
 def outcome(name: str, document: dict[str, Any], status: str, reason: str | None) -> dict[str, Any]:
@@ -217,20 +322,52 @@ def outcome(name: str, document: dict[str, Any], status: str, reason: str | None
     return {"status": status, "reason": reason, "seconds": 0.0, **where, "figures": {}}
 
 
-def supervise(command: list[str], until: float) -> str:
-    """Runs a part until it ends, or until its time and a grace are over; what it died of, if it did."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A part's new entry, or the old one where that has figures and the new one has none."""
+    if old is None or holds_figure(new["figures"]) or not holds_figure(old["figures"]):
+        return new
+    return old | {"last_try": f"{new['status']}: {new['reason']}"}
+
+
+def holds_figure(value: Any) -> bool:
+    """Whether anything measured is within: neither a setting nor a count is."""
+    if isinstance(value, dict):
+        return any((key in MEASURED and is_number(item)) or holds_figure(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(holds_figure, value))
+
+
+def is_number(value: Any) -> bool:
+    """JSON's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def supervise(command: list[str], until: float, meanwhile: Callable[[], None] = lambda: None) -> str:
+    """Runs a part until it ends, or until its time and a grace are over; what it died of, if it did.
+
+    Calls ``meanwhile`` every few seconds.
+    """
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]  # an empty one is "."
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
-            code = process.wait(timeout=max(1.0, until + GRACE_S - time.time()))
-        except subprocess.TimeoutExpired:
-            code = None
+            code = wait_for(process, until + GRACE_S, meanwhile)
         finally:
             end_group(process)
         log.seek(0)
         text = log.read().decode(errors="replace")
     return "" if code in (0, None) else f"exit code {code}: {last_line(text)}"
+
+
+def wait_for(process: subprocess.Popen[bytes], end: float, meanwhile: Callable[[], None]) -> int | None:
+    """Its exit code; None where it still runs at the end."""
+    while True:
+        try:
+            return process.wait(timeout=max(0.1, min(EVERY_S, end - time.time())))
+        except subprocess.TimeoutExpired:
+            if time.time() >= end:
+                return None
+        meanwhile()
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -246,11 +383,13 @@ def last_line(text: str) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
-def write(path: Path, document: dict[str, Any]) -> None:
-    """Writes the file aside and moves it into place."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+def save(path: Path, document: dict[str, Any], started: float) -> None:
+    """Writes the file, with the time that this run has taken and that all runs have. Raises: OutputError."""
+    from deploykit.files import write_json
+
+    document["runs"][-1]["seconds"] = round(time.time() - started, 1)
+    document["seconds"] = round(sum(run["seconds"] for run in document["runs"]), 1)
+    write_json(path, document)
 
 
 def print_table(document: dict[str, Any]) -> None:

@@ -15,20 +15,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpu import EXPORT
+from gpu import EXPORT, PARTS, holds_figure
 
-from deploykit.errors import DataError, DeploykitError
+from deploykit.errors import DataError, DeploykitError, ProviderError
 from deploykit.progress import Progress
 
-BATCHES = {
-    "resnet50": (128, 256, 512),
-    "vgg16": (128, 256),
-    "googlenet": (256, 512),
-    "alexnet": (256, 1024),
-    "densenet121": (128, 256),
+
+@dataclass(frozen=True)
+class Sizes:
+    """Batch sizes that a training's speed is measured at, and epochs of each: the first one is not counted."""
+
+    batches: tuple[int, ...]
+    epochs: int
+
+
+SIZES = {  # epochs so that some seconds are counted on a large GPU
+    "resnet50": Sizes((256, 512), 4),
+    "vgg16": Sizes((128, 256), 4),
+    "googlenet": Sizes((256, 512), 6),
+    "alexnet": Sizes((512, 1024), 8),
+    "densenet121": Sizes((128, 256), 4),
 }
-SMALL_BATCHES = {"mobilenet-v3-small": (16, 32), "cifar-cnn": (16, 32)}
-"""Networks whose training is timed, and the batch sizes that are tried."""
+SMALL_SIZES = {"mobilenet-v3-small": Sizes((16, 32), 2), "cifar-cnn": Sizes((16, 32), 2)}
+"""Networks whose training is timed."""
 
 FLOWERS = (
     *("resnet18", "resnet50", "vgg16-bn", "googlenet-bn", "densenet121", "alexnet-owt", "mobilenet-v2"),
@@ -39,6 +48,7 @@ FLOWERS = (
 """Those that a table of the papers' networks begins with; the remaining ones follow."""
 
 FLOWERS_EPOCHS = 30
+NO_LATENCY = "not timed on the CPU yet"
 FOUR_BIT = ("alexnet", "zfnet", "vgg")  # families with large fully connected layers
 PLAIN_S, PLAIN_WARM = 4.0, 5
 
@@ -58,6 +68,7 @@ class Job:
     until: float
     work: str
     result: str
+    trainings_at_once: int = 1
     before: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -110,18 +121,25 @@ def run_part(name: str, settings: dict[str, Any]) -> int:
         "flowers": flowers,
         "flower": flower,
     }[part]
+    if part in PARTS and PARTS[part].goes_on:
+        job.figures.update(job.before)
     job.write("running")
     try:
         function(job, *([argument] if argument else []))
     except OutOfTimeError:
-        job.write("partial" if holds_number(job.figures) else "failed", "ran out of time")
+        job.write(_less(job, "failed"), "ran out of time")
     except Missing as problem:
-        job.write("skipped", str(problem))
+        job.write(_less(job, "skipped"), str(problem))
     except DeploykitError as problem:
-        job.write("partial" if job.figures else "failed", str(problem))
+        job.write(_less(job, "failed"), str(problem))
     else:
         job.write(*ending(job.figures))
     return 0
+
+
+def _less(job: Job, nothing: str) -> str:
+    """The status of a part that was cut short: ``partial``, or another where it has no figure."""
+    return "partial" if holds_figure(job.figures) else nothing
 
 
 def ending(figures: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -130,22 +148,21 @@ def ending(figures: Mapping[str, Any]) -> tuple[str, str | None]:
     faulty = [error for row in rows if (error := fault(row))]
     if not faulty:
         return "done", None
-    status = "partial" if any(map(holds_number, rows)) else "failed"
+    status = "partial" if any(map(holds_figure, rows)) else "failed"
     return status, f"{len(faulty)} of {len(rows)}: {faulty[0]}"
 
 
-def holds_number(value: Any) -> bool:
-    """Whether there is any figure within."""
-    if isinstance(value, dict | list):
-        return any(map(holds_number, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def fault(row: Mapping[str, Any]) -> str | None:
-    """What went wrong in a network's row, wherever it is noted."""
-    noted = [row.get("error"), row.get("latency_error"), *row.get("errors", ())]
-    noted += [timed.get("error") for timed in row.get("onnxruntime", ())]
+    """What went wrong in a network's row or is missing from it, wherever it is noted."""
+    noted = [row.get("error"), row.get("latency_error"), *row.get("errors", ()), row.get("real", {}).get("skipped")]
+    noted += [timed.get("error") for kind in ("torch", "onnxruntime") for timed in row.get(kind, ())]
     return next((text for text in noted if text), None)
+
+
+def said(problem: Exception) -> str:
+    """A problem in one line; those that are not deploykit's also with their kind."""
+    text = " ".join(str(problem).split())[:300]
+    return text if isinstance(problem, DeploykitError) else f"{type(problem).__name__}: {text}"
 
 
 # What the parts share.
@@ -223,8 +240,8 @@ def train(job: Job, network: str, splits: tuple[Any, Any], folder: str, *, size:
 
 
 def settled_speed(record: Any, samples: int) -> dict[str, Any]:
-    """Pictures a second of the fastest epoch after the first, in which kernels are chosen and compiled."""
-    seconds = min(row["train_seconds"] for row in record.history[1:])
+    """Pictures a second of the median epoch after the first, in which kernels are chosen and compiled."""
+    seconds = statistics.median(row["train_seconds"] for row in record.history[1:])
     speed = samples / seconds
     share = getattr(record, "mfu", None)
     return {
@@ -254,69 +271,101 @@ def release(job: Job) -> int | None:
 
 
 def throughput(job: Job) -> None:
-    """Pictures a second, by network: ours with synthetic and real pictures, and a plain loop's."""
+    """Pictures a second, by network: ours with synthetic and real pictures, and a plain loop's.
+
+    Every network has its ratio to the plain loop at one batch size before any is measured at a second one.
+    """
     side, classes, count = (32, 10, 64) if job.small else (224, 1000, 6144)
-    batches = SMALL_BATCHES if job.small else BATCHES
+    sizes = SMALL_SIZES if job.small else SIZES
+    for row in job.figures.values():  # of an earlier run; what failed is tried anew
+        row.pop("errors", None)
     made = synthetic(count, side, classes)
-    for network, sizes in batches.items():
-        _measure(job, network, _with_synthetic, made, side, sizes)
-    for network in batches:
-        _measure(job, network, _with_real, side)
-    for network in batches if job.cuda else ():  # compiling takes long, so it comes last
-        _measure(job, network, _compiled, made, side)
+    for turn in range(max(len(size.batches) for size in sizes.values())):
+        for network, size in sizes.items():
+            if turn < len(size.batches):
+                _measure(job, network, _with_synthetic, made, side, size.batches[turn], size.epochs)
+    for network, size in sizes.items():
+        _measure(job, network, _with_real, side, size.epochs)
+    for network, size in sizes.items() if job.cuda else ():  # compiling takes long, so it comes last
+        _measure(job, network, _compiled, made, side, size.epochs)
 
 
 def _measure(job: Job, network: str, kind: Callable[..., None], *given: Any) -> None:
-    """One kind of figure of one network, or why there is none, which the others do not hang on."""
+    """One kind of figure of one network, or why there is none, which the others do not hang on.
+
+    torch tells with RuntimeError what CUDA, cuDNN and its compiler cannot do.
+    """
     job.check()
     row = job.figures.setdefault(network, {})
-    release(job)
     try:
+        release(job)
         kind(job, network, row, *given)
-    except DeploykitError as problem:
-        row.setdefault("errors", []).append(str(problem))
+    except (DeploykitError, RuntimeError) as problem:
+        row.setdefault("errors", []).append(said(problem))
     job.keep()
 
 
 def _with_synthetic(
-    job: Job, network: str, row: dict[str, Any], made: tuple[Any, Any], side: int, sizes: tuple[int, ...]
+    job: Job, network: str, row: dict[str, Any], made: tuple[Any, Any], side: int, batch: int, epochs: int
 ) -> None:
-    tried = []
-    for batch in sizes:
-        tried.append(_speed(job, network, made, side, batch, compile="off"))
-        row["synthetic"] = max(tried, key=lambda found: found["images_per_s"]) | {"tried": list(tried)}
-        job.keep()
-    row["plain"] = plain_loop(job, network, side, len(made[0].labels), row["synthetic"]["batch_size"])
-    _compare(row, "synthetic")
+    _try(job, row, "synthetic", batch, lambda: _speed(job, network, made, side, batch, epochs, compile="off"))
+    _try(job, row, "plain", batch, lambda: plain_loop(job, network, side, len(made[0].labels), batch))
 
 
-def _with_real(job: Job, network: str, row: dict[str, Any], side: int) -> None:
-    if "synthetic" not in row:
+def _try(job: Job, row: dict[str, Any], kind: str, batch: int, measure: Callable[[], dict[str, Any]]) -> None:
+    """Measures at one batch size, where an earlier run has not, and keeps the fastest of all beside all."""
+    tried = row.get(kind, {}).get("tried", [])
+    if any(found["asked_batch_size"] == batch for found in tried):
+        return
+    tried = [*tried, {"asked_batch_size": batch} | measure()]
+    row[kind] = max(tried, key=lambda found: found["images_per_s"]) | {"tried": tried}
+    compare(row)
+    job.keep()
+
+
+def _with_real(job: Job, network: str, row: dict[str, Any], side: int, epochs: int) -> None:
+    if "synthetic" not in row or "images_per_s" in row.get("real", {}):
         return
     try:
-        train_split, test_split = (part_of(job, split, 64) for split in pictures(job, "flowers"))
+        splits = tuple(part_of(job, split, 64) for split in pictures(job, "flowers"))
     except Missing as problem:
         row["real"] = {"skipped": str(problem)}
         return
-    found = _speed(job, network, (train_split, test_split), side, row["synthetic"]["batch_size"], compile="off")
-    row["real"] = found | {"dataset": train_split.name}
-    _compare(row, "real")
+    batch = row["synthetic"]["batch_size"]
+    found = _speed(job, network, (splits[0], splits[1]), side, batch, epochs, compile="off")
+    row["real"] = found | {"dataset": splits[0].name}
+    compare(row)
 
 
-def _compiled(job: Job, network: str, row: dict[str, Any], made: tuple[Any, Any], side: int) -> None:
-    if "synthetic" in row:
-        row["compiled"] = _speed(job, network, made, side, row["synthetic"]["batch_size"], compile="on")
-        _compare(row, "compiled")
+def _compiled(job: Job, network: str, row: dict[str, Any], made: tuple[Any, Any], side: int, epochs: int) -> None:
+    if "synthetic" in row and "compiled" not in row:
+        row["compiled"] = _speed(job, network, made, side, row["synthetic"]["batch_size"], epochs, compile="on")
+        compare(row)
 
 
-def _compare(row: dict[str, Any], kind: str) -> None:
-    if "plain" in row:
-        row[kind]["times_plain"] = round(row[kind]["images_per_s"] / row["plain"]["images_per_s"], 3)
+def compare(row: dict[str, Any]) -> None:
+    """Puts the ratios to the plain loop into a network's row.
+
+    That of synthetic pictures is the best of ours over the best of the plain loop, among the batch sizes at which both
+    were measured, so that neither has more tries; the others are over the plain loop's best.
+    """
+    ours, plain = (
+        {tried["asked_batch_size"]: tried["images_per_s"] for tried in row.get(kind, {}).get("tried", ())}
+        for kind in ("synthetic", "plain")
+    )
+    if both := sorted(ours.keys() & plain.keys()):
+        ratio = max(ours[batch] for batch in both) / max(plain[batch] for batch in both)
+        row["synthetic"] |= {"times_plain": round(ratio, 3), "compared_batch_sizes": both}
+    for kind in ("real", "compiled"):
+        if plain and "images_per_s" in row.get(kind, {}):
+            row[kind]["times_plain"] = round(row[kind]["images_per_s"] / row["plain"]["images_per_s"], 3)
 
 
-def _speed(job: Job, network: str, splits: tuple[Any, Any], side: int, batch: int, **changes: Any) -> dict[str, Any]:
+def _speed(
+    job: Job, network: str, splits: tuple[Any, Any], side: int, batch: int, epochs: int, **changes: Any
+) -> dict[str, Any]:
     """Of a short training: the recipe's augmentation, average and optimizer, at a rate at which nothing diverges."""
-    settings = {"epochs": 2 if job.small else 3, "warmup_epochs": 0.0, "learning_rate": 1e-3, "batch_size": batch}
+    settings = {"epochs": epochs, "warmup_epochs": 0.0, "learning_rate": 1e-3, "batch_size": batch}
     record = train(job, network, splits, "speed", size=side, **settings, **changes)
     return settled_speed(record, len(splits[0])) | {"peak_bytes": release(job)}
 
@@ -461,21 +510,40 @@ def cifar(job: Job) -> None:
 # Inference.
 
 
+KINDS = ("fp16", "tf32", "fp32")
+"""What PyTorch computes in on a GPU, in the order of their worth."""
+
+
 def inference(job: Job) -> None:
-    """Latency of a call by batch and way of running it; inputs lie on the device already."""
+    """Latency of a call by batch and way of running it; inputs lie on the device already.
+
+    One network has all that takes seconds and one precision compiled before the next one is measured; compiling for
+    the other precisions comes last.
+    """
     side, networks = (64, ("mobilenet-v3-small",)) if job.small else (224, ("resnet50", "mobilenet-v2"))
-    batches = (1, 4) if job.small else (1, 64)
+    batches, kinds = ((1, 4) if job.small else (1, 64)), _kinds(job)
     for network in networks:
-        job.keep(**{network: {"torch": [], "onnxruntime": []}})
+        rows = job.figures.setdefault(network, {"torch": [], "onnxruntime": []})
+        for kind in rows:  # of an earlier run; what failed is tried anew
+            rows[kind] = [timed for timed in rows[kind] if "error" not in timed]
     for network in networks:
-        _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=False))
-    for network in networks:
+        _add(job, network, "torch", torch_timings(job, network, kinds, batches, side, compiled=False))
+        _add(job, network, "torch", torch_timings(job, network, kinds[:1], batches, side, compiled=True))
         if missing := [name for module, name in EXPORT.items() if find_spec(module) is None]:
-            job.figures[network]["onnxruntime"] = [{"error": f"needs pip install {' '.join(missing)}"}]
+            job.figures[network]["onnxruntime"].append({"error": f"needs pip install {' '.join(missing)}"})
         else:
             _add(job, network, "onnxruntime", runtime_timings(job, network, batches, side))
-    for network in networks:  # compiling takes long, so it comes last
-        _add(job, network, "torch", torch_timings(job, _fresh(network), batches, side, compiled=True))
+    for network in networks:
+        _add(job, network, "torch", torch_timings(job, network, kinds[1:], batches, side, compiled=True))
+
+
+def _kinds(job: Job) -> tuple[str, ...]:
+    """Ampere, of compute capability 8, is the first generation with TF32; before it, that would be float32 again."""
+    if not job.cuda:
+        return ("fp32",)
+    import torch
+
+    return KINDS if torch.cuda.get_device_capability()[0] >= 8 else tuple(kind for kind in KINDS if kind != "tf32")
 
 
 def _add(job: Job, network: str, kind: str, timings: Iterator[dict[str, Any]]) -> None:
@@ -485,9 +553,14 @@ def _add(job: Job, network: str, kind: str, timings: Iterator[dict[str, Any]]) -
         for timed in timings:
             rows.append(timed)
             job.keep()
-    except DeploykitError as problem:
-        rows.append({"error": str(problem)})
+    except (DeploykitError, RuntimeError) as problem:
+        rows.append({"error": said(problem)})
         job.keep()
+
+
+def _has(job: Job, network: str, kind: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether there is a row with those settings."""
+    return any(wanted.items() <= timed.items() for timed in job.figures[network][kind] if "error" not in timed)
 
 
 def _fresh(network: str) -> Any:
@@ -500,28 +573,41 @@ def _fresh(network: str) -> Any:
 
 
 def torch_timings(
-    job: Job, module: Any, batches: tuple[int, ...], side: int, *, compiled: bool
+    job: Job, network: str, kinds: tuple[str, ...], batches: tuple[int, ...], side: int, *, compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """Eager or compiled, in float16, TF32 and float32; compiled for each batch anew, with CUDA graphs on a GPU."""
+    """What is missing of eager or compiled calls; compiled for each batch anew, with CUDA graphs on a GPU."""
+    backend = "inductor" if job.cuda else "aot_eager"
+    way = f"torch.compile ({backend})" if compiled else "eager"
+    settings = [{"way": way, "computed_in": kind, "batch": batch} for kind in kinds for batch in batches]
+    waiting = [setting for setting in settings if not _has(job, network, "torch", setting)]
+    module = _fresh(network) if waiting else None
+    for setting in waiting:
+        job.check()
+        try:
+            release(job)
+            timed = _called(job, module, setting["computed_in"], setting["batch"], side, backend if compiled else None)
+        except RuntimeError as problem:  # of CUDA, cuDNN or the compiler; the next setting may work
+            yield setting | {"error": said(problem)}
+        else:
+            yield setting | {"device": job.name, **timed}
+
+
+def _called(job: Job, module: Any, kind: str, batch: int, side: int, backend: str | None) -> dict[str, Any]:
+    """The latency of one module in one precision at one batch size."""
     import torch
 
-    kinds = {"fp16": (torch.float16, True), "tf32": (torch.float32, True), "fp32": (torch.float32, False)}
-    backend, mode = ("inductor", "reduce-overhead") if job.cuda else ("aot_eager", None)
+    dtype = torch.float16 if kind == "fp16" else torch.float32
     torch.backends.cudnn.benchmark = True
-    for precision in kinds if job.cuda else ("fp32",):
-        dtype, tf32 = kinds[precision]
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        placed = module.to(job.device, dtype).to(memory_format=torch.channels_last)
-        for batch in batches:
-            job.check()
-            inputs = torch.randn(batch, 3, side, side, device=job.device, dtype=dtype)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            torch.compiler.reset()
-            call = torch.compile(placed, backend=backend, mode=mode, dynamic=False) if compiled else placed
-            with torch.inference_mode():
-                timed = latency(job, lambda call=call, inputs=inputs: call(inputs))
-            way = f"torch.compile ({backend})" if compiled else "eager"
-            yield {"way": way, "precision": precision, "batch": batch, "device": job.name, **timed}
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = kind != "fp32"
+    call = module.to(job.device, dtype).to(memory_format=torch.channels_last)
+    inputs = torch.randn(batch, 3, side, side, device=job.device, dtype=dtype)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    torch.compiler.reset()
+    if backend is not None:
+        mode = "reduce-overhead" if job.cuda else None
+        call = torch.compile(call, backend=backend, mode=mode, dynamic=False)
+    with torch.inference_mode():
+        return latency(job, lambda: call(inputs))
 
 
 def latency(job: Job, call: Callable[[], object]) -> dict[str, Any]:
@@ -548,58 +634,101 @@ def latency(job: Job, call: Callable[[], object]) -> dict[str, Any]:
 
 
 def runtime_timings(job: Job, network: str, batches: tuple[int, ...], side: int) -> Iterator[dict[str, Any]]:
-    """ONNX Runtime in the precisions of the provider, with and without CUDA graphs, by deploykit's bench."""
+    """What is missing of ONNX Runtime's calls, by deploykit's bench.
+
+    Each setting is measured by itself, as memory may be that of the whole board (``device_counted``).
+    """
+    waiting = [setting for setting in _settings(job, batches) if not _has(job, network, "onnxruntime", setting)]
+    if not waiting:
+        return
+    files = _files(job, network, side)
+    gone: set[str] = set()  # providers that cannot start
+    for setting in waiting:
+        job.check()
+        if setting["way"] in gone:
+            continue
+        try:
+            if isinstance(file := files[setting["file"]], Exception):
+                raise file
+            yield from _benched(job, file, setting)
+        except (DeploykitError, RuntimeError) as problem:
+            yield setting | {"error": said(problem)}
+            gone |= {setting["way"]} if isinstance(problem, ProviderError) else set()
+
+
+def _settings(job: Job, batches: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The CUDA provider in fp16, TF32 and fp32, with a CUDA graph and without; TensorRT where it is; else the CPU."""
+    from deploykit.runtime import provider_names
+
+    if job.cuda:
+        kinds: list[tuple[str, str, bool | None]] = [("cuda", "fp16", True), ("cuda", "fp32", True)]
+        kinds += [("cuda", "fp32", False)]
+        listed = [(name, "fp32", None) for name in ("tensorrt", "nvtensorrtrtx") if name in provider_names()]
+        ways = [(*kind, graph) for graph in (True, False) for kind in kinds] + [(*kind, False) for kind in listed]
+    else:
+        ways = [("cpu", "fp32", None, False)]
+    return [
+        {"way": f"onnxruntime {name}", "file": file, "use_tf32": tf32, "cuda_graph_asked": graph, "batch": batch}
+        for name, file, tf32, graph in ways
+        for batch in batches
+    ]
+
+
+def _files(job: Job, network: str, side: int) -> dict[str, Path | Exception]:
+    """The network in float32 and float16, or why the latter could not be made."""
     import numpy as np
 
-    from deploykit.bench import BenchOptions, bench_onnx
     from deploykit.export import export_onnx
     from deploykit.quantize import quantize_onnx
 
     folder = Path(job.work)
     example = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
     plain = export_onnx(_fresh(network), folder / f"{network}.onnx", example=example, overwrite=True).path
-    half = folder / f"{network}.fp16.onnx"
-    quantize_onnx(plain, half, calibration=[example], recipe="fp16", overwrite=True)
-    options = BenchOptions(batch=batches, samples=50, min_time_s=0.5, max_time_s=3.0, timeout_s=60.0, keep_going=True)
-    if job.small:
-        options = options.changed(samples=5, min_time_s=0.0)
-    for provider, precisions in _providers(job):
-        for tf32, models in precisions:
-            for graph in (True, False) if provider == "cuda" else (False,):
-                job.check()
-                told = {"use_tf32": tf32} if provider == "cuda" else {}
-                files = [{"fp32": plain, "fp16": half}[name] for name in models]
-                chosen = options.changed(provider=provider, cuda_graph=graph, provider_options=told)
-                try:
-                    yield from map(_runtime_row, bench_onnx(files, chosen, progress=job.watch).results)
-                except DeploykitError as problem:
-                    yield {"way": f"onnxruntime {provider}", "error": str(problem)}
-                    break
-
-
-def _providers(job: Job) -> list[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]]:
-    """What is measured: the CUDA provider with TF32 and without, TensorRT where it is, the CPU in a rehearsal."""
-    from deploykit.runtime import provider_names
-
+    files: dict[str, Path | Exception] = {"fp32": plain, "fp16": folder / f"{network}.fp16.onnx"}
     if not job.cuda:
-        return [("cpu", (("", ("fp32",)),))]
-    listed = [name for name in ("tensorrt", "nvtensorrtrtx") if name in provider_names()]
-    return [("cuda", (("1", ("fp32", "fp16")), ("0", ("fp32",)))), *((name, (("", ("fp32",)),)) for name in listed)]
+        return files
+    try:
+        quantize_onnx(plain, folder / f"{network}.fp16.onnx", calibration=[example], recipe="fp16", overwrite=True)
+    except DeploykitError as problem:
+        files["fp16"] = problem
+    return files
+
+
+def _benched(job: Job, file: Path, setting: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One file in one setting; also what bench notes as a failure."""
+    from deploykit.bench import BenchOptions, bench_onnx
+
+    tf32 = setting["use_tf32"]
+    options = BenchOptions(
+        provider=setting["way"].split()[1],
+        batch=setting["batch"],
+        samples=5 if job.small else 50,
+        min_time_s=0.0 if job.small else 0.5,
+        max_time_s=3.0,
+        timeout_s=60.0,
+        cuda_graph=setting["cuda_graph_asked"],
+        provider_options={} if tf32 is None else {"use_tf32": str(int(tf32))},
+        keep_going=True,
+    )
+    found = bench_onnx(file, options, progress=job.watch)
+    yield from ({**setting, **_runtime_row(timing)} for timing in found.results)
+    yield from ({**setting, "error": failure.error} for failure in found.failures)
 
 
 def _runtime_row(timing: Any) -> dict[str, Any]:
+    """``computed_in`` is null where it is not known: a file in fp32 may then have been computed in TF32."""
     return {
-        "way": f"onnxruntime {timing.provider}",
-        "precision": timing.computed_in or timing.precision,
+        "file_precision": timing.precision,
+        "computed_in": timing.computed_in,
         "cuda_graph": timing.cuda_graph,
         "io_binding": timing.io_binding,
-        "batch": timing.batch,
         "median_ms": timing.latency_ms.median,
         "p90_ms": timing.latency_ms.p90,
         "samples": timing.latency_ms.samples,
         "load_ms": timing.load_ms,
         "peak_bytes": timing.memory.peak_bytes,
         "device_bytes": timing.memory.device_bytes,
+        "device_counted": timing.memory.device_counted,
         "nodes_by_provider": dict(timing.nodes_by_provider),
         "stable": timing.stable,
         "warnings": list(timing.warnings),
@@ -614,9 +743,8 @@ def flowers(job: Job) -> None:
     from deploykit import environment, models
 
     pictures(job, "flowers")
-    job.figures.update({name: row for name, row in job.before.items() if not fault(row)})
     every = ("cifar-cnn", "lenet5") if job.small else tuple(dict.fromkeys((*FLOWERS, *models.names())))
-    waiting = [name for name in every if name not in job.figures]
+    waiting = still_waiting(every, job.figures)
     cpus = environment.available_cpus()
     jobs = min(4, max(1, cpus // 4)) if job.cuda else 1
     until = time.time() + 0.75 * job.left_s  # the rest is for the latency, on a machine that does nothing else
@@ -630,17 +758,30 @@ def flowers(job: Job) -> None:
             running[name] = _begin_flower(job, name, until, (place, jobs))
         for name in [name for name, process in running.items() if process.poll() is not None]:
             del running[name]
-            job.keep(**{name: _flower_result(job, name)})
+            _take(job, name, _flower_result(job, name))
         if time.time() > until + 5.0:
             for name, process in running.items():
                 process.kill()
                 process.wait()
-                job.keep(**{name: _flower_result(job, name) | {"error": "ran out of time"}})
+                _take(job, name, _flower_result(job, name) | {"error": "ran out of time"})
             running.clear()
         time.sleep(0.05)
     for name in waiting:
-        job.figures[name] = {"error": "no time was left"}
-    _latencies(job)
+        _take(job, name, {"error": "no time was left"})
+    latencies(job)
+
+
+def still_waiting(every: tuple[str, ...], figures: Mapping[str, Any]) -> list[str]:
+    """Networks to train, in order: those without any figure, then those that lack some."""
+    without = [name for name in every if not holds_figure(figures.get(name, {}))]
+    return without + [name for name in every if name not in without and fault(figures[name])]
+
+
+def _take(job: Job, name: str, row: dict[str, Any]) -> None:
+    """Keeps a network's row, unless it has failed and an earlier run has figures."""
+    if "error" in row and holds_figure(job.figures.get(name, {})):
+        return
+    job.keep(**{name: row | ({"latency_error": NO_LATENCY} if row.get("files") else {})})
 
 
 def _begin_flower(job: Job, name: str, until: float, place: tuple[int, int]) -> subprocess.Popen[bytes]:
@@ -655,6 +796,7 @@ def _begin_flower(job: Job, name: str, until: float, place: tuple[int, int]) -> 
         "until": until,
         "work": str(folder),
         "result": str(folder / "result.json"),
+        "trainings_at_once": place[1],
     }
     told = folder / "settings.json"
     told.write_text(json.dumps(settings), encoding="utf-8")
@@ -683,7 +825,11 @@ def _flower_result(job: Job, name: str) -> dict[str, Any]:
 
 
 def flower(job: Job, network: str) -> None:
-    """One network: trained, exported, quantized by its recipes, each file evaluated on the CPU."""
+    """One network: trained, exported, quantized by its recipes, each file evaluated on the CPU.
+
+    ``trainings_at_once`` is how many, this one counted, may have shared the device: its seconds, pictures a second and
+    MFU are not those of a training that has the device for itself.
+    """
     from deploykit.evaluate import EvaluateOptions, evaluate_onnx
     from deploykit.export import export_onnx
     from deploykit.models import spec
@@ -694,7 +840,8 @@ def flower(job: Job, network: str) -> None:
     size = (128 if not job.small else 32) if spec(network).any_size else None
     began = time.perf_counter()
     record = train(job, network, splits, "run", size=size, epochs=2 if job.small else FLOWERS_EPOCHS)
-    job.keep(**_training(record, time.perf_counter() - began), parameters=record.parameters, files=[])
+    taken = _training(record, time.perf_counter() - began) | {"trainings_at_once": job.trainings_at_once}
+    job.keep(**taken, parameters=record.parameters, files=[])
     folder = Path(job.work)
     source = open_source(folder / "run")
     example, name = example_inputs(source, splits[1].take(16))
@@ -710,7 +857,7 @@ def flower(job: Job, network: str) -> None:
     for recipe, file in files.items():
         reference = None if recipe == "fp32" else plain.path
         found = evaluate_onnx(file, splits[1], reference=reference, options=EvaluateOptions(), progress=job.watch)
-        row: dict[str, Any] = {"recipe": recipe, "precision": found.precision, "file": str(file)}
+        row: dict[str, Any] = {"recipe": recipe, "precision": found.precision, "file": file.name}
         row |= {"sha256": found.model_sha256}
         row |= {"file_bytes": file.stat().st_size}
         job.figures["files"].append(
@@ -719,33 +866,45 @@ def flower(job: Job, network: str) -> None:
         job.keep()
 
 
-def _latencies(job: Job) -> None:
+def latencies(job: Job) -> None:
     """One thread, batch 1, the files of a network in turns; each network's in its place, while there is time."""
+    for network, row in job.figures.items():
+        folder = Path(job.work) / network
+        made = [file for file in row.get("files", ()) if (folder / file["file"]).exists()]
+        if not made:  # none, or of an earlier run
+            continue
+        row["latency_error"] = _time_on_cpu(job, folder, made) if job.left_s >= 2.0 else "no time was left"
+        if row["latency_error"] is None:
+            del row["latency_error"]
+        job.keep()
+
+
+def _time_on_cpu(job: Job, folder: Path, files: list[dict[str, Any]]) -> str | None:
+    """Puts the latency of each file beside it; why some have none."""
+    from deploykit import environment
     from deploykit.bench import BenchOptions, bench_onnx
 
     options = BenchOptions(threads=1, samples=50, min_time_s=0.5, max_time_s=3.0, keep_going=True)
     if job.small:
         options = options.changed(samples=5, min_time_s=0.0)
-    for row in job.figures.values():
-        made = [file for file in row.get("files", []) if Path(file["file"]).exists()]
-        if not made or job.left_s < 2.0:
+    try:
+        found = bench_onnx([folder / file["file"] for file in files], options, progress=job.watch)
+    except (DeploykitError, OutOfTimeError) as problem:
+        return str(problem) or "ran out of time"
+    by_digest = {timing.model_sha256: timing for timing in found.results}
+    for file in files:
+        if (timing := by_digest.get(file["sha256"])) is None:
             continue
-        try:
-            timings = bench_onnx([file["file"] for file in made], options, progress=job.watch).results
-        except (DeploykitError, OutOfTimeError) as problem:
-            row["latency_error"] = str(problem) or "ran out of time"
-            continue
-        by_digest = {timing.model_sha256: timing for timing in timings}
-        for file in made:
-            timing = by_digest.get(file["sha256"])
-            if timing is not None:
-                file |= {"cpu_latency_ms": timing.latency_ms.median, "peak_bytes": timing.memory.peak_bytes}
-                file |= {"ci_low_ms": timing.latency_ms.ci_low, "ci_high_ms": timing.latency_ms.ci_high}
-                file |= {"stable": timing.stable, "threads": timing.threads}
-        job.keep()
-    for row in job.figures.values():
-        for file in row.get("files", []):
-            file["file"] = Path(file["file"]).name
+        file["cpu"] = {
+            "name": environment.describe()["cpu"],
+            "threads": timing.threads,
+            "median_ms": timing.latency_ms.median,
+            "ci_low_ms": timing.latency_ms.ci_low,
+            "ci_high_ms": timing.latency_ms.ci_high,
+            "peak_bytes": timing.memory.peak_bytes,
+            "stable": timing.stable,
+        }
+    return "; ".join(f"{failure.model}: {failure.error}" for failure in found.failures) or None
 
 
 # The short form.
@@ -770,7 +929,7 @@ def _throughput_lines(figures: Mapping[str, Any]) -> Iterator[str]:
             continue
         ours, plain, real = row["synthetic"], row.get("plain", {}), row.get("real", {})
         mfu = "" if ours["mfu"] is None else f", MFU {100 * ours['mfu']:.1f} %"
-        times = f", {ours['times_plain']:.2f}× plain ({plain['images_per_s']:g})" if plain else ""
+        times = f", {ours['times_plain']:.2f}× plain ({plain['images_per_s']:g})" if "times_plain" in ours else ""
         of_real = f", real {real['images_per_s']:g}" if "images_per_s" in real else ""
         of_real += f", compiled {row['compiled']['images_per_s']:g}" if "compiled" in row else ""
         where = f"{ours['precision']}, batch {ours['batch_size']}"
@@ -793,12 +952,16 @@ def _inference_lines(figures: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{network}: {timed['error']}"
                 continue
             graph = " with a CUDA graph" if timed.get("cuda_graph") else ""
-            way = f"{timed['way']} {timed['precision']}{graph}"
+            computed = timed["computed_in"] or f"{timed['file_precision']} file, computed in an unknown precision"
+            way = f"{timed['way']} {computed}{graph}"
             yield f"{network}, batch {timed['batch']}, {way}: {timed['median_ms']:.3f} ms"
 
 
 def _flowers_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     for network, row in figures.items():
         for file in row.get("files", []):
-            took = f", {file['cpu_latency_ms']:.2f} ms" if "cpu_latency_ms" in file else ""
+            took = ""
+            if cpu := file.get("cpu"):
+                threads = "1 thread" if cpu["threads"] == 1 else f"{cpu['threads']} threads"
+                took = f", {cpu['median_ms']:.2f} ms on the CPU, {threads}"
             yield f"{network} {file['recipe']}: {100 * file['top1']:.1f} %, {file['file_bytes'] / 1e6:.2f} MB{took}"
