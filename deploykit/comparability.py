@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deploykit.nvml import ON_NVIDIA
 from deploykit.timings import Timing
 
 __all__ = ["Mismatch", "mismatches"]
@@ -14,7 +15,6 @@ _MACHINE = ("machine", "cpu", "cpu_features", "physical_cores", "logical_cores",
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # two builds of one version; only one of them is installed
 # Of what else decides the times of a provider.
 _VERSIONS = {"openvino": ("onnxruntime-ep-openvino",), "web": ("onnxruntime-web", "browser")}
-_GPU_PROVIDERS = ("cuda", "tensorrt")
 _SETTING = ("provider", "threads", "batch", "memory_mode", "provider_options", "io_binding", "cuda_graph")
 
 
@@ -57,9 +57,10 @@ def mismatches(
 def _facts(environment: Mapping[str, Any], provider: str) -> dict[str, Any]:
     versions = environment.get("versions") or {}
     facts = {key: environment.get(key) for key in _MACHINE}
-    facts["onnxruntime"] = next((versions[name] for name in _RUNTIMES if name in versions), None)
+    if provider != "web":  # a browser runs another one
+        facts["onnxruntime"] = next((versions[name] for name in _RUNTIMES if name in versions), None)
     facts.update((name, versions.get(name)) for name in _VERSIONS.get(provider, ()))
-    if provider in _GPU_PROVIDERS:
+    if provider in ON_NVIDIA:
         gpus = environment.get("gpus") or []
         facts["gpu"] = [gpu.get("name") for gpu in gpus]
         facts["gpu driver"] = next((gpu.get("driver") for gpu in gpus), None)

@@ -106,10 +106,28 @@ class Contestant:
         """Loads and warms the model in fresh processes, one after the other, so that none disturbs another's load."""
         request = self._request(options) | {"model": self._model(stack)}
         for _ in range(options.processes):
-            worker = stack.enter_context(self._worker(options))
-            started = worker.ask("start", **request)
+            worker, started = self._started(stack, request, options)
             warm = worker.ask("warm", min_runs=_WARM_RUNS, min_s=_WARM_S, max_s=_WARM_LIMIT_S)
             self.processes.append(ModelProcess(worker, started, warm))
+
+    def _started(
+        self, stack: ExitStack, request: Mapping[str, Any], options: BenchOptions
+    ) -> tuple[Worker | WebWorker, Mapping[str, Any]]:
+        """A process that has loaded the model, and what it said; where a CUDA graph is refused, a second one without.
+
+        The first has started CUDA and may have loaded the model: its memory is not what the model takes.
+        """
+        with ExitStack() as own:
+            worker = own.enter_context(self._worker(options))
+            started: Mapping[str, Any] = worker.ask("start", **request)
+            if (reason := started.get("graph_refused")) is None:
+                stack.push(own.pop_all())
+                return worker, started
+        worker, started = self._started(stack, {**request, "cuda_graph": False}, options)
+        if started["provider"] != self.setting.provider:  # then there is nothing that could capture one
+            return worker, started
+        refused = f"no CUDA graph is replayed, as it was refused: {' '.join(reason.split())}"
+        return worker, {**started, "notes": [refused, *started["notes"]]}
 
     def _worker(self, options: BenchOptions) -> AbstractContextManager[Worker | WebWorker]:
         if self.setting.provider == WEB:
@@ -177,6 +195,7 @@ class Contestant:
         told = dict(self.setting.session.get("provider_options") or {})
         unclear = self.remark is not None and started["provider"] == self.setting.provider
         doubtful = [*self._doubts(options), *noise]
+        answers = [{**process.started, **process.worker.ask("memory")} for process in self.processes]
         return Timing(
             model=self.artifact.name,
             model_sha256=self.artifact.sha256,
@@ -189,9 +208,9 @@ class Contestant:
             throughput_per_s=1000.0 * self.setting.batch / latency.mean,
             load_ms=stats.median([process.started["load_ms"] for process in self.processes]),
             first_run_ms=stats.median([process.started["first_run_ms"] for process in self.processes]),
-            memory=self._memory(),
+            memory=self._memory(answers),
             stable=not doubtful,
-            warnings=(*doubtful, *self._notes(options)),
+            warnings=(*doubtful, *self._notes(options, answers)),
             network=self.artifact.network,
             file_bytes=self.artifact.file_bytes,
             turns_ms=tuple(tuple(round(value, 6) for value in turns) for turns in self.turn_medians()),
@@ -205,9 +224,8 @@ class Contestant:
             energy_sources=tuple(started["energy_sources"]),
         )
 
-    def _memory(self) -> Memory:
+    def _memory(self, answers: Sequence[Mapping[str, Any]]) -> Memory:
         """The most of all processes."""
-        answers = [{**process.started, **process.worker.ask("memory")} for process in self.processes]
         keys = ("after_load_bytes", "peak_bytes", "process_peak_bytes", "load_peak_bytes", "steady_bytes")
         found = {key: [answer[key] for answer in answers] for key in keys}
         most = {key: None if None in values else max(values) for key, values in found.items()}
@@ -236,7 +254,7 @@ class Contestant:
         if warning := clock_warning([clock for process in self.processes for clock in process.clocks_khz]):
             yield warning
 
-    def _notes(self, options: BenchOptions) -> Iterator[str]:
+    def _notes(self, options: BenchOptions, answers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         """What a reader of the figures must know; it says nothing of their stability."""
         started, asked = self.processes[0].started, self.setting.provider
         nodes = started["nodes_by_provider"]
@@ -248,8 +266,9 @@ class Contestant:
             yield "inputs and outputs stay in the device's memory: no copy is in the latency"
         if self.remark and started["provider"] == asked:
             yield self.remark
-        if started["provider"] == asked and started.get("device_missing"):
-            yield f"no device memory: {started['device_missing']}"
+        lacking = next(filter(None, (answer.get("device_missing") for answer in answers)), None)
+        if started["provider"] == asked and lacking:
+            yield f"no device memory: {lacking}"
         if options.energy and started["energy_missing"]:
             yield f"no energy: {started['energy_missing']}"
         if note := timer_note(stats.median(self.latencies()), self._timer_step_ns()):

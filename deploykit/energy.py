@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.nvml import open_gpu
+from deploykit.nvml import ON_NVIDIA, open_gpu
 
 __all__ = ["POWERCAP", "Meter", "NvmlMeter", "RaplMeter", "find_meters", "open_nvml", "open_rapl"]
 
 POWERCAP = Path("/sys/class/powercap")
-_GPU_PROVIDERS = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def find_meters(provider: str, powercap: Path = POWERCAP) -> tuple[list[Meter], 
     On the CPU the processors' counters suffice; what runs on an NVIDIA GPU needs the GPU's, since the processors'
     alone would pass for all of it.
     """
-    opened: list[Meter | str] = [open_nvml()] if provider in _GPU_PROVIDERS else []
+    opened: list[Meter | str] = [open_nvml()] if provider in ON_NVIDIA else []
     opened.append(open_rapl(powercap))
     meters = [meter for meter in opened if not isinstance(meter, str)]
     reasons = "; ".join(reason for reason in opened if isinstance(reason, str))

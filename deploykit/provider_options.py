@@ -11,8 +11,16 @@ from collections.abc import Iterator, Mapping
 
 from deploykit import environment
 from deploykit.errors import InputError
+from deploykit.nvml import ON_NVIDIA, counted_alike, first_visible
 
-__all__ = ["built_in_options", "check_provider_options", "check_unbound", "computed_in", "precision_notes"]
+__all__ = [
+    "built_in_options",
+    "captures_graph",
+    "check_provider_options",
+    "check_unbound",
+    "computed_in",
+    "precision_notes",
+]
 
 # What the plugin only warns of in its log (messages of onnxruntime-ep-openvino 1.8.1) -> what has the effect.
 _IGNORED_BY_OPENVINO = {
@@ -50,6 +58,10 @@ def check_provider_options(provider: str, options: Mapping[str, str]) -> None:
         if provider == "openvino" and key in _IGNORED_BY_OPENVINO:
             instead = _IGNORED_BY_OPENVINO[key]
             raise InputError(f"provider 'openvino' ignores {key}; give {instead} instead")
+        if provider in ON_NVIDIA and key == "device_id":  # memory, energy and precision are told of the first GPU
+            raise InputError(
+                f"provider {provider!r} received device_id; choose the GPU by CUDA_VISIBLE_DEVICES instead"
+            )
         if provider == "cuda" and key in _CUDA_SWITCHES and value.lower() not in (*_ON, *_OFF):
             raise InputError(f"provider option {key}={value}; allowed: 1 or 0")
 
@@ -60,10 +72,15 @@ def check_unbound(provider: str, options: Mapping[str, str]) -> None:
     Raises: InputError for ``enable_cuda_graph``: the provider replays on the addresses of the first run
     (onnxruntime.ai, "CUDA Execution Provider", CUDA graphs).
     """
-    if provider == "cuda" and options.get("enable_cuda_graph", "0").lower() in _ON:
+    if captures_graph(provider, options):
         raise InputError(
             "provider option enable_cuda_graph=1 needs inputs that stay on the device; bench with IO binding has them"
         )
+
+
+def captures_graph(provider: str, options: Mapping[str, str]) -> bool:
+    """Whether the CUDA provider is told to capture and replay a graph."""
+    return provider == "cuda" and options.get("enable_cuda_graph", "0").lower() in _ON
 
 
 def built_in_options(provider: str, threads: int, given: Mapping[str, str], *, lean: bool) -> dict[str, str]:
@@ -116,10 +133,22 @@ def _computed_by_nvidia(provider: str, options: Mapping[str, str], precision: st
         return None
     if precision == "fp16" or not _tf32_allowed(provider, options):
         return precision
-    capability = next((gpu.get("compute_capability") for gpu in environment.describe()["gpus"]), None)
+    capability = _capability()
     if capability is None:
         return None
     return "tf32" if int(capability.split(".")[0]) >= 8 else "fp32"
+
+
+def _capability() -> str | None:
+    """Compute capability of the GPU that CUDA takes first; None where it is not known which of several that is."""
+    gpus, first = environment.describe()["gpus"], first_visible()
+    capabilities: list[str | None] = [gpu.get("compute_capability") for gpu in gpus]
+    if first is None or not gpus:
+        return None
+    if len(set(capabilities)) == 1:
+        return capabilities[0]
+    alike = isinstance(first, int) and first < len(gpus) and counted_alike([gpu["name"] for gpu in gpus])
+    return capabilities[int(first)] if alike else None
 
 
 def _openvino_notes(options: Mapping[str, str]) -> Iterator[str]:

@@ -18,10 +18,12 @@ from deploykit import environment
 from deploykit.cuda_diagnosis import CudaFinding, diagnose_cuda
 from deploykit.cuda_facts import cuda_facts
 from deploykit.errors import InputError, ProviderError, UnknownNameError
+from deploykit.nvml import ON_NVIDIA
 from deploykit.runtime_errors import failures, mapped, one_line
 from deploykit.runtime_plugins import Plugin, installed_plugins, plugin_of, short_name
 
 __all__ = [
+    "LOG_FATAL",
     "PROVIDERS",
     "WEB",
     "add_plugin",
@@ -62,16 +64,15 @@ _FIX = {
     "webgpu": "it needs pip install onnxruntime-ep-webgpu and a GPU with its driver; or use --provider cpu",
 }
 _LIBRARIES = {"cuda": "libonnxruntime_providers_cuda.so", "tensorrt": "libonnxruntime_providers_tensorrt.so"}
-_ON_NVIDIA = (*_LIBRARIES, "nvtensorrtrtx")  # the last one is a plugin
 _not_preloaded: list[str] = []  # of this process: why libraries of CUDA could not be loaded beforehand
-_LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
+LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
 
 def onnxruntime_module() -> Any:
     """ONNX Runtime, with its log kept quiet."""
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(_LOG_FATAL)
+    onnxruntime.set_default_logger_severity(LOG_FATAL)
     return onnxruntime
 
 
@@ -134,7 +135,7 @@ def add_plugin(plugin: Plugin, provider: str, session_options: Any) -> None:
     """
     if not _installed(plugin):
         raise ProviderError(f"provider {provider!r} is not installed; {fix_of(provider)}")
-    if provider in _ON_NVIDIA:
+    if provider in ON_NVIDIA:
         _preload(onnxruntime_module(), provider)
     with mapped(f"provider {provider!r} cannot be registered", provider, fix_of(provider)):
         _register(plugin)

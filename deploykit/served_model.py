@@ -71,8 +71,9 @@ class ServedModel:
         """Loads ``model`` and runs it once; ``options`` go to ``runtime.create_session``.
 
         With ``io_binding`` inputs and outputs stay in the device's memory; with ``cuda_graph`` the provider is asked to
-        replay one captured graph, and used without where it refuses. ``powercap`` is the folder of the processors'
-        energy counters, None where energy is not asked for.
+        replay one captured graph. Where it refuses, the answer is only ``graph_refused``, the reason: what a second
+        attempt in this process would hold on the device and at its peak would not be the model's alone. ``powercap``
+        is the folder of the processors' energy counters, None where energy is not asked for.
         """
         self._measuring_bytes = _import_all()
         from deploykit.device_memory import open_device_memory
@@ -85,26 +86,13 @@ class ServedModel:
         self._peak_before = process_memory.peak_bytes()
         process_memory.reset_peak()
         self._resident_before = process_memory.resident_bytes()
-        given = (model, arrays, options)
-        loaded = (self._load_capturing(*given) if cuda_graph else None) or self._load(*given, io_binding=io_binding)
-        missing = self._device if isinstance(self._device, str) else ""
-        return {"cuda_graph": False, "device_missing": missing, **loaded, **self._open_meters(powercap)}
-
-    def _load_capturing(self, model: str, arrays: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Loads with one CUDA graph captured and replayed; None where ONNX Runtime refuses.
-
-        It does so where a node runs elsewhere than on the GPU. Whoever sets the option has the last word.
-        """
-        given = {"enable_cuda_graph": "1", **(options.get("provider_options") or {})}
-        capturing = {**options, "provider_options": given, "allow_fallback": False}
         try:
-            return {
-                **self._load(model, arrays, capturing, io_binding=True),
-                "cuda_graph": given["enable_cuda_graph"] == "1",
-            }
-        except (ProviderError, ModelFileError):
-            gc.collect()
-            return None
+            loaded = self._load(model, arrays, _capturing(options) if cuda_graph else options, io_binding=io_binding)
+        except (ProviderError, ModelFileError) as problem:
+            if not cuda_graph:
+                raise
+            return {"graph_refused": str(problem)}
+        return {**loaded, **self._open_meters(powercap)}
 
     def _load(
         self, model: str, arrays: dict[str, Any], options: Mapping[str, Any], *, io_binding: bool
@@ -113,11 +101,11 @@ class ServedModel:
 
         session = create_session(model, **options)
         after_load, load_peak = process_memory.resident_bytes(), process_memory.peak_bytes()
-        self._read_device()
+        self._read_device(alone=True)
         began = time.perf_counter_ns()
         self._session, self._call = session, _first_run(session, arrays, io_binding=io_binding)
         first_run_ms = (time.perf_counter_ns() - began) / 1e6
-        self._read_device()
+        self._read_device(alone=True)
         return {
             "load_ms": session.load_ms,
             "first_run_ms": first_run_ms,
@@ -126,6 +114,7 @@ class ServedModel:
             "provider": session.provider,
             "nodes_by_provider": session.nodes_by_provider,
             "threads": session.threads,
+            "cuda_graph": io_binding and _captures(session),
             "notes": list(session.notes),
         }
 
@@ -186,16 +175,29 @@ class ServedModel:
             "peak_bytes": max(0, peak - self._resident_before),
             "steady_bytes": max(0, steady - self._resident_before),
             "process_peak_bytes": max(peak, self._peak_before) - self._measuring_bytes,
-            **self._read_device(),
+            **self._read_device(alone=False),
         }
 
-    def _read_device(self) -> dict[str, Any]:
-        """The most that the process held on the GPU so far; null where nothing runs there, or it cannot be read."""
-        on_gpu = self._session is None or self._session.provider in ("cuda", "tensorrt")
-        if isinstance(self._device, str) or not on_gpu:
-            return {"device_bytes": None, "device_counted": None}
-        self._device.read()
-        return {"device_bytes": self._device.most_bytes, "device_counted": self._device.counted}
+    def _read_device(self, *, alone: bool) -> dict[str, Any]:
+        """The most that the process held on the GPU so far; null where nothing runs there, or it cannot be read.
+
+        ``alone`` says that no other model was loaded since this one began to be.
+        """
+        from deploykit.nvml import ON_NVIDIA
+
+        nothing = {"device_bytes": None, "device_counted": None}
+        if isinstance(self._device, str):
+            return nothing | {"device_missing": self._device}
+        if self._session is not None and self._session.provider not in ON_NVIDIA:
+            return nothing | {"device_missing": ""}
+        self._device.read(alone=alone)
+        if missing := self._device.missing:
+            return nothing | {"device_missing": missing}
+        return {
+            "device_bytes": self._device.most_bytes,
+            "device_counted": self._device.counted,
+            "device_missing": "",
+        }
 
     def profile(self, *, top: int) -> dict[str, Any]:
         """Time by operator, of a session that was started with a ``profile_prefix``; it profiles nothing afterwards."""
@@ -260,6 +262,24 @@ def _import_all() -> int:
     import deploykit.runtime  # noqa: F401
 
     return process_memory.resident_bytes() - of_an_app
+
+
+def _capturing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a session that captures one CUDA graph, which ONNX Runtime refuses where a node runs off the GPU.
+
+    Whoever sets the option has the last word.
+    """
+    told = {"enable_cuda_graph": "1", **(options.get("provider_options") or {})}
+    return {**options, "provider_options": told, "allow_fallback": False}
+
+
+def _captures(session: Session) -> bool:
+    """Whether the CUDA provider captures a graph, by what it reports, else by what it was told."""
+    from deploykit.provider_options import captures_graph
+    from deploykit.runtime import PROVIDERS
+
+    reported = session.raw.get_provider_options().get(PROVIDERS["cuda"], {})
+    return captures_graph(session.provider, {**session.provider_options, **reported})
 
 
 def _first_run(session: Session, arrays: dict[str, Any], *, io_binding: bool) -> Callable[[], object]:

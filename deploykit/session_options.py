@@ -7,7 +7,7 @@ from typing import Any
 
 from deploykit.errors import InputError, UnknownNameError
 from deploykit.lean_model import LeanModel
-from deploykit.providers import onnxruntime_module
+from deploykit.providers import LOG_FATAL, onnxruntime_module
 
 __all__ = ["MEMORY_MODES", "apply_lean", "check_memory", "check_threads", "session_options"]
 
@@ -15,7 +15,6 @@ MEMORY_MODES = ("default", "lean")
 """How a session may deal with memory: ONNX Runtime's defaults, or a peak near the weights at a price in latency."""
 
 _MOST_THREADS = 1024
-_LOG_FATAL = 4  # keeps ONNX Runtime's C++ warnings off stderr; what matters comes back as an exception
 
 
 def check_memory(memory: str) -> None:
@@ -42,7 +41,7 @@ def session_options(
     """An ``onnxruntime.SessionOptions``; the arguments are those of ``runtime.create_session``."""
     runtime = onnxruntime_module()
     options = runtime.SessionOptions()
-    options.log_severity_level = _LOG_FATAL
+    options.log_severity_level = LOG_FATAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     levels = runtime.GraphOptimizationLevel

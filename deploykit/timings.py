@@ -50,7 +50,8 @@ class Memory:
         device_bytes: On the GPU, at most, after loading, after the first and after the timed runs, CUDA's context
             counted; None off NVIDIA's providers and where it cannot be read (a warning says why).
         device_counted: ``"process"``, or ``"board"`` where the driver does not list the process, as in a container:
-            then what the whole GPU has taken since before the model.
+            then what the whole GPU has taken from before the model until after its first run, as other models may be
+            loaded later.
     """
 
     weights_bytes: int

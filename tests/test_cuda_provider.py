@@ -16,12 +16,14 @@ from deploykit.bench import bench_onnx
 from deploykit.bench_options import BenchOptions
 from deploykit.cli import main
 from deploykit.device_memory import open_device_memory
+from deploykit.energy import find_meters
 from deploykit.errors import InputError, ProviderError
 from deploykit.evaluate import EvaluateOptions
 from deploykit.graph.integer_operators import check_integers_run, integers_on_cuda
-from deploykit.provider_options import check_provider_options, check_unbound, computed_in
+from deploykit.provider_options import captures_graph, check_provider_options, check_unbound, computed_in
 from deploykit.results import Bench
 from deploykit.runtime import create_session
+from deploykit.worker import Worker
 
 GPUS = environment.describe()["gpus"]
 no_gpu = pytest.mark.skipif(bool(GPUS), reason="needs a machine without an NVIDIA GPU")
@@ -123,6 +125,7 @@ def test_a_permitted_fallback_runs_integers_on_the_cpu_and_says_so(tmp_path):
     assert (timing.memory.device_bytes, timing.memory.device_counted) == (None, None)
     assert any("could not be used" in warning for warning in timing.warnings)
     assert not any("does not compute in int8" in warning for warning in timing.warnings)
+    assert not any("CUDA graph" in warning for warning in timing.warnings)  # the CPU has none to refuse
 
 
 @pytest.mark.parametrize("key", ["use_tf32", "prefer_nhwc", "enable_cuda_graph"])
@@ -202,41 +205,162 @@ class NVMLError(Exception): pass
 class Memory: used = 0
 class Process: pass
 used, listed, own = 1000, True, 300
+kinds = os.environ.get("KINDS", "A").split(",")
 def nvmlInit():
     if os.environ.get("BROKEN"): raise NVMLError("Driver Not Loaded")
+def nvmlDeviceGetCount(): return len(kinds)
+def nvmlDeviceGetName(device): return kinds[device]
+def nvmlDeviceGetUUID(device): return f"GPU-{device}0ab"
 def nvmlDeviceGetHandleByIndex(index): return index
-def nvmlDeviceGetHandleByUUID(name): return name
+def nvmlDeviceGetHandleByUUID(name): return name.decode()
 def nvmlDeviceGetMemoryInfo(device):
+    if used is None: raise NVMLError("GPU is lost")
     memory = Memory(); memory.used = used
     return memory
 def nvmlDeviceGetComputeRunningProcesses(device):
     process = Process(); process.pid, process.usedGpuMemory = (os.getpid() if listed else 1), own
     return [process]
 """
-READ = """
+"""A driver's library that stands in a file: what is tested reads what it says, not how it counts."""
+
+
+def with_nvml(tmp_path, code, **environ):
+    (tmp_path / "pynvml.py").write_text(NVML)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), **environ}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def readings(tmp_path, steps, **environ):
+    """What the meter says after each step: a change of the library, and whether the model is alone on the GPU."""
+    code = f"""
 import pynvml
 from deploykit.device_memory import open_device_memory
 meter = open_device_memory("cuda")
-if isinstance(meter, str): raise SystemExit(meter)
-first = (meter.read(), meter.counted)
-pynvml.own = 250
-second = (meter.read(), meter.most_bytes)
-pynvml.listed, pynvml.used = False, 1700
-print([first, second, (meter.read(), meter.counted, meter.most_bytes)])
+for changes, alone in {steps!r}:
+    vars(pynvml).update(changes)
+    meter.read(alone=alone)
+    print(meter.most_bytes, meter.counted, meter.missing)
+"""
+    return with_nvml(tmp_path, code, **environ).splitlines()
+
+
+def test_memory_on_the_device_is_the_processs_at_most(tmp_path):
+    steps = [({}, True), ({"own": 350}, False), ({"own": 200}, False), ({"listed": False, "used": 9000}, False)]
+    expected = [f"{most} process" for most in (300, 350, 350, 350)]
+    assert [line.strip() for line in readings(tmp_path, steps)] == expected
+
+
+def test_memory_of_the_board_is_without_the_models_that_are_loaded_later(tmp_path):
+    steps = [({"listed": False, "used": 1600}, True), ({"used": 1700}, True), ({"used": 5000}, False)]
+    assert [line.strip() for line in readings(tmp_path, steps)] == ["600 board", "700 board", "700 board"]
+
+
+def test_a_board_that_no_longer_tells_has_no_figure_but_a_reason(tmp_path):
+    lines = readings(tmp_path, [({"listed": False, "used": 1600}, True), ({"used": None}, True)])
+    assert lines[-1] == "None board the GPU's memory cannot be read: GPU is lost"
+
+
+OPENED = """
+from deploykit.nvml import open_gpu
+opened = open_gpu()
+print(opened if isinstance(opened, str) else opened[1])
 """
 
 
-def read_nvml(tmp_path, **environ):
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), **environ}
-    return subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, env=env, timeout=60)
+@pytest.mark.parametrize(
+    ("kinds", "visible", "order", "found"),
+    [
+        ("A", None, None, "0"),
+        ("A,A", "1,0", None, "1"),
+        ("A,B", "1", "PCI_BUS_ID", "1"),
+        ("A,B", "1", None, "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+        ("A,B", None, "FASTEST_FIRST", "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
+        ("A,B", "GPU-10ab,GPU-00ab", None, "1"),
+        ("A,B", "GPU-1", None, "1"),
+        ("A,B", "GPU-", None, "2 GPUs are called GPU-"),
+        ("A,B", "MIG-7", None, "MIG-7"),
+        ("A", "", None, "hides all GPUs"),
+        ("A", "-1", None, "hides all GPUs"),
+        ("A", "3", None, "begins with 3, and there are 1 GPUs"),
+    ],
+)
+def test_which_gpu_is_read(tmp_path, monkeypatch, kinds, visible, order, found):
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    said = with_nvml(tmp_path, OPENED, KINDS=kinds)
+    assert said == found or (found in said and said.startswith("cannot be read: "))
 
 
-def test_memory_on_the_device_is_the_processs_or_else_the_boards(tmp_path):
-    """A driver's library that stands in a file, as this reads what it says, not how it counts."""
-    (tmp_path / "pynvml.py").write_text(NVML)
-    done = read_nvml(tmp_path)
-    assert done.stdout.strip() == "[(300, 'process'), (250, 300), (700, 'board', 700)]", done.stderr
-    assert "the GPU's memory cannot be read: Driver Not Loaded" in read_nvml(tmp_path, BROKEN="1").stderr
+def test_a_driver_that_does_not_start_is_told(tmp_path):
+    assert with_nvml(tmp_path, OPENED, BROKEN="1") == "cannot be read: Driver Not Loaded"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "nvtensorrtrtx"])
+def test_all_providers_on_nvidia_are_known_as_such(tmp_path, provider):
+    assert with_nvml(
+        tmp_path, f"import deploykit.device_memory as d; print(d.open_device_memory({provider!r}).counted)"
+    )
+    _, missing = find_meters(provider, tmp_path)
+    assert "GPU" in missing
+
+
+@pytest.mark.parametrize(
+    ("kinds", "visible", "order", "found"),
+    [
+        (("7.5", "9.0"), "0", "PCI_BUS_ID", "fp32"),
+        (("7.5", "9.0"), "1", "PCI_BUS_ID", "tf32"),
+        (("7.5", "9.0"), "1", None, None),  # CUDA's second is the slower one
+        (("7.5", "9.0"), "GPU-1", "PCI_BUS_ID", None),
+        (("9.0", "9.0"), "GPU-1", None, "tf32"),
+        (("9.0", "9.0"), "", None, None),
+    ],
+)
+def test_the_precision_is_that_of_the_gpu_that_is_used(monkeypatch, kinds, visible, order, found):
+    gpus = [{"name": f"GPU {kind}", "compute_capability": kind} for kind in kinds]
+    known = environment.describe() | {"gpus": gpus}
+    monkeypatch.setattr(environment, "describe", lambda: known)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if order:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+    assert computed_in("cuda", {}, "fp32") == found
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_gpu_is_chosen_for_all_at_once(provider):
+    with pytest.raises(InputError, match="received device_id; choose the GPU by CUDA_VISIBLE_DEVICES"):
+        BenchOptions(provider=provider, provider_options={"device_id": "1"})
+
+
+@pytest.mark.parametrize(
+    ("provider", "value", "captures"),
+    [
+        ("cuda", "1", True),
+        ("cuda", "true", True),
+        ("cuda", "True", True),
+        ("cuda", "0", False),
+        ("tensorrt", "1", False),
+    ],
+)
+def test_a_switch_counts_as_on_however_it_is_written(provider, value, captures):
+    assert captures_graph(provider, {"enable_cuda_graph": value}) is captures
+
+
+@no_gpu
+def test_a_refused_graph_leaves_the_process_to_a_fresh_one(tmp_path):
+    model = str(conv_chain(tmp_path / "m.onnx"))
+    feed = {"name": "x", "dtype": "float32", "shape": [1, 16, 24, 24]}
+    asked = {"model": model, "feeds": [feed], "seed": 0, "provider": "cuda", "threads": 1, "io_binding": True}
+    with Worker("m", provider="cuda") as worker:
+        answer = worker.ask("start", **asked, cuda_graph=True)
+        assert list(answer) == ["graph_refused"] and "cuda" in answer["graph_refused"]
+        with pytest.raises(ProviderError):
+            worker.ask("start", **asked)
 
 
 @no_gpu
@@ -271,6 +395,24 @@ def test_a_captured_graph_is_in_the_record_with_the_devices_memory(tmp_path):
     assert timing.cuda_graph and timing.io_binding and timing.provider == "cuda"
     assert timing.memory.device_bytes is None or timing.memory.device_bytes > 0
     assert timing.computed_in in ("tf32", "fp32")
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_graph_that_is_asked_for_or_refused_is_in_the_record(tmp_path):
+    model = conv_chain(tmp_path / "m.onnx", 3)
+    told = {"enable_cuda_graph": "True"}
+    (timing,) = bench_onnx(model, provider="cuda", cuda_graph=False, provider_options=told, **QUICK).results
+    assert timing.cuda_graph
+    (timing,) = bench_onnx(partly_on_the_cpu(tmp_path / "p.onnx"), provider="cuda", **QUICK).results
+    assert not timing.cuda_graph and timing.nodes_by_provider["cpu"]
+    assert any(warning.startswith("no CUDA graph is replayed, as it was refused: ") for warning in timing.warnings)
+
+
+def partly_on_the_cpu(path):
+    """With an operator that only the CPU has a kernel for: Det."""
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["h"]), helper.make_node("Det", ["h"], ["y"])]
+    return save_graph(path, nodes, [("x", TensorProto.FLOAT, [4, 4])], [("y", TensorProto.FLOAT, [])])
 
 
 @needs_gpu
