@@ -20,7 +20,12 @@ _CPU = "or use --provider cpu"
 _GPU_WHEEL = "pip install --no-cache-dir onnxruntime-gpu"
 _LIBRARY = re.compile(
     r"(lib(?:cublasLt|cublas|cudart|cufft|curand|nvrtc|cudnn\w*|cuda|nvinfer\w*|nvonnxparser)\.so\.(\d+))"
-    r": (?:cannot open shared object file|wrong ELF class|undefined symbol|version)"
+    r"[.\d]*: (?:cannot open shared object file|wrong ELF class|undefined symbol|version)"
+)
+# A cuDNN that is found and does not fit what asks for it.
+_OTHER_CUDNN = re.compile(
+    r"CUDNN_STATUS_(?:\w*VERSION_MISMATCH|NOT_INITIALIZED)|undefined symbol: cudnn"
+    r"|libcudnn\w*\.so[.\d]*: (?:wrong ELF class|undefined symbol|version)"
 )
 _NUMBERED_AS_CUDA = ("libcublas", "libcublasLt", "libcudart", "libnvrtc")
 _CUFFT = {10: 11, 11: 12, 12: 13}  # libcufft's number -> CUDA's major version
@@ -108,8 +113,10 @@ def _wheel(facts: CudaFacts) -> CudaFinding | None:
             f"pip uninstall -y {names} && {_GPU_WHEEL}",
         )
     name = next(iter(facts.wheels), "")
-    if facts.built_for is None and name in ("onnxruntime", "ort-nightly"):
-        return CudaFinding(f"{facts.runtime} is built without CUDA", f"pip uninstall -y {name} && {_GPU_WHEEL}; {_CPU}")
+    absent = bool(name) or "is not in this onnxruntime" in facts.error  # what is no wheel may not say what it has
+    if facts.built_for is None and absent and not name.endswith("-gpu"):
+        change = f"pip uninstall -y {name} && {_GPU_WHEEL}" if name else _GPU_WHEEL
+        return CudaFinding(f"{facts.runtime} is built without CUDA", f"{change}; {_CPU}")
     return None
 
 
@@ -154,12 +161,12 @@ def _driver(facts: CudaFacts) -> CudaFinding | None:
 def _cudnn(facts: CudaFacts) -> CudaFinding | None:
     """Rule 5."""
     wanted = f"nvidia-cudnn-cu{facts.built_for or 13}"
-    if re.search(r"CUDNN_STATUS_(?:\w*VERSION_MISMATCH|NOT_INITIALIZED)", facts.said):
+    if _OTHER_CUDNN.search(facts.said):
         return CudaFinding(
             f"cuDNN does not start beside CUDA {facts.built_for}{_installed(facts, 'nvidia-cudnn')}",
             f"pip install --upgrade {wanted}, and take other cuDNNs off LD_LIBRARY_PATH; {_CPU}",
         )
-    missing = re.search(r"libcudnn\w*\.so\.(\d+): cannot open|cuDNN is unavailable", facts.said)
+    missing = re.search(r"libcudnn\w*\.so\.(\d+)[.\d]*: cannot open|cuDNN is unavailable", facts.said)
     if not missing:
         return None
     return CudaFinding(

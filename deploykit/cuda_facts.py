@@ -9,11 +9,28 @@ from pathlib import Path
 
 from deploykit import environment
 from deploykit.cuda_diagnosis import CudaFacts
+from deploykit.runtime_plugins import plugin_distributions
 
-__all__ = ["cuda_facts"]
+__all__ = ["RUNTIME_WHEELS", "cuda_facts"]
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-_WHEELS = ("onnxruntime", "onnxruntime-gpu", "ort-nightly", "ort-nightly-gpu")
+RUNTIME_WHEELS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+    "onnxruntime-webgpu",
+    "onnxruntime-trt-rtx",
+    "onnxruntime-windowsml",
+    "onnxruntime-cann",
+    "ort-nightly",
+    "ort-nightly-gpu",
+)
+"""Distributions that all install the same ``onnxruntime`` folder, one over the other."""
 
 
 def cuda_facts(
@@ -32,10 +49,11 @@ def cuda_facts(
         driver_file: Where the kernel module tells its version.
     """
     versions, torch_cuda = _distributions(path)
+    plugins = plugin_distributions(path)  # onnxruntime-qnn is one since 2.0
     gpus = environment.describe()["gpus"]
     return CudaFacts(
         error=error,
-        wheels={name: versions[name] for name in _WHEELS if name in versions},
+        wheels={name: versions[name] for name in RUNTIME_WHEELS if name in versions and name not in plugins},
         built_for=_built_for(),
         packages={name: version for name, version in sorted(versions.items()) if name.startswith("nvidia-")},
         torch_cuda=torch_cuda,

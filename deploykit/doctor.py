@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit import environment
+from deploykit.browser import find_browser
 from deploykit.cuda_diagnosis import CudaFacts, diagnose_cuda
-from deploykit.cuda_facts import cuda_facts
-from deploykit.errors import DeploykitError
+from deploykit.cuda_facts import RUNTIME_WHEELS, cuda_facts
+from deploykit.errors import DeploykitError, ProviderError
 from deploykit.runtime import PROVIDERS
 from deploykit.runtime_plugins import plugin_distributions
 from deploykit.worker import Worker
@@ -35,25 +36,7 @@ _LOW_DISK_BYTES = 2 * 10**9
 _LOW_MEMORY_BYTES = 2 * 10**9
 _GIB = 1 << 30
 
-_RUNTIME_WHEELS = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-training",
-    "onnxruntime-rocm",
-    "onnxruntime-migraphx",
-    "onnxruntime-webgpu",
-    "onnxruntime-trt-rtx",
-    "onnxruntime-windowsml",
-    "onnxruntime-cann",
-    "ort-nightly",
-    "ort-nightly-gpu",
-)
-"""Distributions that all install the same ``onnxruntime`` folder, one over the other."""
-
-_NVIDIA = ("cuda", "tensorrt")
+_WITH_CUDA = ("cuda", "tensorrt")  # of the wheel itself; a plugin lies beside a wheel without CUDA too
 
 _EXTRAS = {
     "torch": (("torch", "onnxscript", "safetensors"), "train and export"),
@@ -120,6 +103,7 @@ def diagnose() -> Diagnosis:
         *_provider_checks(providers, machine),
         _cuda(cuda_facts(), providers),
         *_extras(),
+        _browser(),
         _int8(machine["machine"], machine["cpu_features"]),
         _cpu_limit(machine),
         _memory(machine),
@@ -141,7 +125,7 @@ def _wheels(path: Sequence[str] | None = None) -> Check:
     found = metadata.distributions() if path is None else metadata.distributions(path=list(path))
     names = {(dist.metadata["Name"] or "").lower().replace("_", "-"): dist.version for dist in found}
     plugins = plugin_distributions(path)  # onnxruntime-qnn is one since 2.0
-    wheels = {name: names[name] for name in _RUNTIME_WHEELS if name in names and name not in plugins}
+    wheels = {name: names[name] for name in RUNTIME_WHEELS if name in names and name not in plugins}
     listed = ", ".join(f"{name} {version}" for name, version in wheels.items())
     if not wheels:
         return Check("onnxruntime wheel", "problem", "no onnxruntime is installed", "pip install onnxruntime")
@@ -224,7 +208,7 @@ def _provider_checks(providers: Sequence[Mapping[str, Any]], machine: Mapping[st
             yield Check(name, "ok", "runs a model")
         elif row["name"] == "cpu":
             yield Check(name, "problem", row["detail"], "reinstall onnxruntime")
-        elif row["name"] in _NVIDIA and row["listed"]:
+        elif row["name"] in _WITH_CUDA and row["listed"]:
             yield _nvidia_check(row, machine)
         elif row["listed"]:
             yield Check(name, "warning", f"listed by onnxruntime but does not run here: {row['detail']}")
@@ -240,8 +224,12 @@ def _nvidia_check(row: Mapping[str, Any], machine: Mapping[str, Any]) -> Check:
 
 def _cuda(facts: CudaFacts, providers: Sequence[Mapping[str, Any]]) -> Check:
     """The versions that must agree: what ONNX Runtime is built for, NVIDIA's packages, torch and the driver."""
+    works = any(row["name"] == "cuda" and row["works"] for row in providers)
     if facts.built_for is None:
-        return Check("CUDA", "ok", f"{facts.runtime} is built without CUDA")
+        idle = bool(facts.gpus) and not works
+        built = "does not say for which CUDA it is built" if works else "is built without CUDA"
+        detail = f"{facts.runtime} {built}" + (f", and there is a {facts.gpus[0]}" if idle else "")
+        return Check("CUDA", "warning" if idle else "ok", detail, diagnose_cuda(facts).fix if idle else None)
     parts = [f"{facts.runtime} is built for CUDA {facts.built_for}"]
     parts.append(f"driver {facts.driver}" if facts.driver else "no NVIDIA driver")
     named = [
@@ -250,7 +238,6 @@ def _cuda(facts: CudaFacts, providers: Sequence[Mapping[str, Any]]) -> Check:
     parts.append(", ".join(f"{name} {facts.packages[name]}" for name in named) or "no package of NVIDIA's libraries")
     if facts.torch_cuda:
         parts.append(f"torch with CUDA {facts.torch_cuda}")
-    works = any(row["name"] == "cuda" and row["works"] for row in providers)
     apart = not works and facts.torch_cuda not in (None, facts.built_for)
     fix = f"pip install 'deploykit[cuda]', which puts CUDA {facts.built_for} beside torch's" if apart else None
     return Check("CUDA", "warning" if apart else "ok", "; ".join(parts), fix)
@@ -264,6 +251,14 @@ def _extras() -> Iterator[Check]:
         else:
             detail = f"without {', '.join(missing)}; only {purpose} need it"
             yield Check(f"extra {extra}", "ok", detail, f"pip install 'deploykit[{extra}]'")
+
+
+def _browser() -> Check:
+    """What ``bench --provider web`` would run models in; nothing else needs one."""
+    try:
+        return Check("browser", "ok", f"{find_browser()} (bench --provider web)")
+    except ProviderError as problem:
+        return Check("browser", "ok", f"none, which only bench --provider web needs: {problem}")
 
 
 def _int8(machine: str, features: Sequence[str]) -> Check:

@@ -46,6 +46,11 @@ CUDNN_STATUS = (
     "CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED ; GPU=0 ; hostname=p ; "
     "file=cuda_execution_provider.cc ; line=182 ; expr=cudnnCreate(&cudnn_handle_);"
 )
+# The loader's words (glibc, elf/dl-lookup.c, dl-load.c, dl-version.c).
+CUDNN_SYMBOL = "/opt/libcudnn_graph.so.9.8.0: undefined symbol: _ZN5cudnn7backend, version libcudnn_ops.so.9"
+CUDNN_CLASS = "libcudnn.so.9: wrong ELF class: ELFCLASS32"
+CUDNN_VERSION = "libcudnn.so.9: version `libcudnn.so.9' not found (required by libonnxruntime_providers_cuda.so)"
+CUDNN_ASKED = "libonnxruntime_providers_cuda.so: undefined symbol: cudnnGetLibConfig, version libcudnn.so.9"
 FULL = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. Status "
     "Message: bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) "
@@ -86,6 +91,10 @@ CUDA_13 = {"nvidia-cublas": "13.0.0.19", "nvidia-cuda-runtime": "13.0.48"}
         ),
         ({"error": NO_LAZY_CUDNN}, "cuDNN 9 for CUDA 13 is missing", "pip install nvidia-cudnn-cu13"),
         ({"error": CUDNN_STATUS}, "cuDNN does not start beside CUDA 13", "LD_LIBRARY_PATH"),
+        *(
+            ({"error": text}, "cuDNN does not start beside CUDA 13", "pip install --upgrade nvidia-cudnn-cu13")
+            for text in (CUDNN_SYMBOL, CUDNN_CLASS, CUDNN_VERSION, CUDNN_ASKED)
+        ),
         ({"error": OLD_DRIVER, "driver": "535.183.01"}, "driver 535.183.01 is too old for CUDA 13", "580 or later"),
         ({"error": OLD_DRIVER, "driver": None, "gpus": ()}, "driver is too old for CUDA 13", "580 or later"),
         ({"error": NO_CUBLAS_13, "driver": "550.54.15"}, "driver 550.54.15 is too old", "update the driver to 580"),
@@ -95,6 +104,16 @@ CUDA_13 = {"nvidia-cublas": "13.0.0.19", "nvidia-cuda-runtime": "13.0.48"}
             {"wheels": {"onnxruntime": "1.31.0"}, "built_for": None, "error": "absent"},
             "onnxruntime 1.31.0 is built without CUDA",
             "pip uninstall -y onnxruntime && pip install --no-cache-dir onnxruntime-gpu",
+        ),
+        (
+            {"wheels": {"onnxruntime-directml": "1.24.4"}, "built_for": None},
+            "onnxruntime-directml 1.24.4 is built without CUDA",
+            "pip uninstall -y onnxruntime-directml && pip install --no-cache-dir onnxruntime-gpu",
+        ),
+        (
+            {"wheels": {}, "built_for": None, "error": "provider 'cuda' is not in this onnxruntime, which has cpu"},
+            "this onnxruntime is built without CUDA",
+            "pip install --no-cache-dir onnxruntime-gpu",
         ),
         (
             {"wheels": {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}, "error": NO_CUBLAS_13},
@@ -122,7 +141,17 @@ def test_the_mismatch_and_its_remedy(change, problem, fix):
 
 
 def test_what_blames_cuda_and_what_blames_the_model():
-    for text in (NO_CUBLAS_13, OLD_DRIVER, NO_DEVICE, NO_CUDNN, NO_LAZY_CUDNN, CUDNN_STATUS, FULL, NO_CODE):
+    for text in (
+        NO_CUBLAS_13,
+        OLD_DRIVER,
+        NO_DEVICE,
+        NO_CUDNN,
+        NO_LAZY_CUDNN,
+        CUDNN_STATUS,
+        FULL,
+        NO_CODE,
+        CUDNN_SYMBOL,
+    ):
         assert blames_cuda(text)
     for text in (
         "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for ConvInteger(10) node",
@@ -147,6 +176,7 @@ def install(site, name, version, *requires):
 def test_facts_of_installed_packages_and_driver(tmp_path):
     site = tmp_path / "site"
     install(site, "onnxruntime-gpu", "1.31.1")
+    install(site, "onnxruntime-qnn", "2.0.0")  # a plugin, which overwrites nothing
     install(site, "nvidia-cublas-cu12", "12.8.4.1")
     install(site, "torch", "2.9.0", "filelock", 'nvidia-cudnn-cu12==9.10.2.21; platform_system == "Linux"')
     driver = tmp_path / "version"

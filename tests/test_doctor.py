@@ -11,7 +11,7 @@ import pytest
 
 from deploykit import environment
 from deploykit.cuda_diagnosis import CudaFacts
-from deploykit.doctor import _cpu_limit, _cuda, _int8, _memory, _wheels, diagnose
+from deploykit.doctor import _browser, _cpu_limit, _cuda, _int8, _memory, _wheels, diagnose
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,52 @@ def test_the_wheel_that_is_installed_is_named(diagnosis):
 
 def test_what_keeps_cuda_from_starting_has_a_remedy(diagnosis):
     row = next(row for row in diagnosis.providers if row["name"] == "cuda")
-    if row["listed"] and not row["works"]:
+    gpus = bool(diagnosis.environment["gpus"])
+    if row["works"]:
+        assert gpus and check(diagnosis, "provider cuda").status == "ok"
+    elif row["listed"]:
         found = check(diagnosis, "provider cuda")
+        assert found.status == ("problem" if gpus else "warning")
         assert found.fix and "--provider cpu" in found.fix
         assert found.detail.split(": ", 1)[-1] in row["detail"]  # the error names the same mismatch
-    if not diagnosis.environment["gpus"] and row["listed"]:
-        assert "no NVIDIA driver was found" in check(diagnosis, "provider cuda").detail
+        assert gpus or "no NVIDIA driver was found" in found.detail
+    else:
+        found = check(diagnosis, "CUDA")
+        assert "is built without CUDA" in found.detail
+        assert (found.status, bool(found.fix)) == (("warning", True) if gpus else ("ok", False))
+
+
+@pytest.mark.parametrize(
+    ("wheel", "gpus", "works", "status"),
+    [
+        ("onnxruntime", ("NVIDIA L4",), False, "warning"),
+        ("onnxruntime-directml", ("NVIDIA L4",), False, "warning"),
+        ("onnxruntime", (), False, "ok"),
+        ("onnxruntime-gpu", ("NVIDIA L4",), True, "ok"),
+    ],
+)
+def test_a_gpu_that_lies_idle_for_a_wheel_without_cuda(wheel, gpus, works, status):
+    facts = CudaFacts(wheels={wheel: "1.31.0"}, built_for=None, driver="580.65.06" if gpus else None, gpus=gpus)
+    found = _cuda(facts, [{"name": "cuda", "works": works}])
+    assert found.status == status
+    if status == "ok":
+        assert found.fix is None
+    else:
+        assert "there is a NVIDIA L4" in found.detail
+        assert f"pip uninstall -y {wheel} && pip install --no-cache-dir onnxruntime-gpu" in found.fix
+
+
+def test_the_browser_is_a_note(monkeypatch, tmp_path):
+    monkeypatch.delenv("DEPLOYKIT_BROWSER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = _browser()
+    assert (found.status, "only bench --provider web needs" in found.detail) == ("ok", sys.platform != "darwin")
+    program = tmp_path / "chromium"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert _browser().detail.startswith(str(program))
+    monkeypatch.setenv("DEPLOYKIT_BROWSER", "no-such-program")
+    assert _browser().status == "ok" and "DEPLOYKIT_BROWSER is 'no-such-program'" in _browser().detail
 
 
 @pytest.mark.parametrize(
