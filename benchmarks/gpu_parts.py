@@ -422,7 +422,6 @@ def _plain_steps(job: Job, network: str, side: int, classes: int, batch: int) ->
             steps += 1
         synchronize(job)
     seconds = time.perf_counter() - began
-    job.check()
     return {
         "images_per_s": round(steps * batch / seconds, 1),
         "batch_size": batch,
@@ -578,6 +577,7 @@ def torch_timings(
     """What is missing of eager or compiled calls; compiled for each batch anew, with CUDA graphs on a GPU."""
     backend = "inductor" if job.cuda else "aot_eager"
     way = f"torch.compile ({backend})" if compiled else "eager"
+    settings: list[dict[str, Any]]
     settings = [{"way": way, "computed_in": kind, "batch": batch} for kind in kinds for batch in batches]
     waiting = [setting for setting in settings if not _has(job, network, "torch", setting)]
     module = _fresh(network) if waiting else None
@@ -642,6 +642,7 @@ def runtime_timings(job: Job, network: str, batches: tuple[int, ...], side: int)
     if not waiting:
         return
     files = _files(job, network, side)
+    release(job)  # so that what PyTorch held is neither in the way nor counted
     gone: set[str] = set()  # providers that cannot start
     for setting in waiting:
         job.check()

@@ -391,7 +391,7 @@ def test_throughput_and_inference_go_on_with_what_is_missing(tmp_path):
 @pytest.mark.timeout(300)
 def test_a_script_that_is_ended_leaves_what_the_running_part_has(tmp_path):
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--only", "throughput"]
-    script, output = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE), tmp_path / "gpu.json"
+    script, output = subprocess.Popen(command, cwd=tmp_path), tmp_path / "gpu.json"
     document = None
     while not (document and gpu.holds_figure(document["parts"])):
         with pytest.raises(subprocess.TimeoutExpired):
