@@ -29,9 +29,10 @@ def guard(profile: str, command: list[str]) -> int:
     """Runs ``command`` until it ends or the standard input does; returns its exit code."""
     _adopt_orphans()
     browser = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    os.write(1, f"{browser.pid}\n".encode())
     ended = threading.Event()
     threading.Thread(target=_end_with_parent, args=(browser, ended), daemon=True).start()
+    with suppress(OSError):  # the command is gone already: the thread will notice
+        os.write(1, f"{browser.pid}\n".encode())
     code = browser.wait()
     ended.set()
     _kill_group(browser.pid)

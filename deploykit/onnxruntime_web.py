@@ -71,7 +71,7 @@ def web_runtime(given: str | os.PathLike[str] | None = None, *, instead: str = _
     if not all((folder / name).is_file() for name in _NAMES.values()):
         with tempfile.TemporaryDirectory(prefix="deploykit-") as temporary:
             _keep(_reader(_packed_by_npm(Path(temporary), instead)), folder)
-    return _checked(folder, str(folder))
+    return _checked(folder, str(folder), pinned=True)
 
 
 def cached_folder() -> Path:
@@ -102,20 +102,37 @@ def _keep(read: Callable[[str], bytes], folder: Path) -> None:
         write_bytes(folder / kept, read(name))
 
 
-def _checked(folder: Path, source: str) -> WebRuntime:
+def _checked(folder: Path, source: str, *, pinned: bool = False) -> WebRuntime:
+    """What is in the cache; what cannot be used is removed there, so that it is fetched or unpacked again.
+
+    With ``pinned`` it must be the pinned version.
+    """
+    try:
+        version = _version(folder, source)
+        if pinned and version != VERSION:
+            raise InputError(f"{source} has {PACKAGE} {version} instead of {VERSION}; it is removed, try again")
+        for of_package, kept in _NAMES.items():
+            expected = _SHA256.get(of_package) if version == VERSION else None
+            if expected and hashlib.sha256((folder / kept).read_bytes()).hexdigest() != expected:
+                raise InputError(f"{source}: {of_package} is not that of {PACKAGE} {VERSION}; it is damaged, try again")
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return WebRuntime(version, {kept: folder / kept for kept in _NAMES.values() if kept != "package.json"})
+
+
+def _version(folder: Path, source: str) -> str:
+    """The version that the package says it is. Raises: InputError for another package, and for a damaged one."""
     try:
         facts = json.loads((folder / "package.json").read_text(encoding="utf-8"))
         name, version = str(facts["name"]), str(facts["version"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"{source}: its package.json cannot be used ({problem}); {_INSTEAD}") from problem
+        raise InputError(
+            f"{source}: its package.json is damaged ({problem}); expected {PACKAGE}, try again"
+        ) from problem
     if name != PACKAGE:
         raise InputError(f"{source} is the package {name}; expected {PACKAGE}")
-    for of_package, kept in _NAMES.items():
-        expected = _SHA256.get(of_package) if version == VERSION else None
-        if expected and hashlib.sha256((folder / kept).read_bytes()).hexdigest() != expected:
-            shutil.rmtree(folder, ignore_errors=True)  # so that it is fetched again
-            raise InputError(f"{source}: {of_package} is not that of {PACKAGE} {VERSION}; it is damaged, try again")
-    return WebRuntime(version, {kept: folder / kept for kept in _NAMES.values() if kept != "package.json"})
+    return version
 
 
 def _reader(source: Path) -> Callable[[str], bytes]:

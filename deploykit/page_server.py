@@ -19,9 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from deploykit.errors import ProviderError
+
 __all__ = ["PageServer"]
 
 _WAIT_S = 20.0  # then the page asks again; browsers give up on answers that take minutes
+_MOST_BYTES = 1 << 26  # of an answer; the longest have some thousand latencies
+_SHOWN = 60  # characters of an answer that is none
 _TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".wasm": "application/wasm"}
 _ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -57,12 +61,21 @@ class PageServer:
         self.commands.put(json.dumps(command).encode())
 
     def answer(self, timeout_s: float) -> dict[str, Any] | None:
-        """The answer to the last command; None where there is none in that time."""
+        """The answer to the last command; None where there is none in that time.
+
+        Raises: ProviderError for an answer that is no JSON object.
+        """
         try:
             content = self.answers.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        found: dict[str, Any] = json.loads(content)
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            shown = content[:_SHOWN].decode(errors="replace")
+            raise ProviderError(f"the browser's page answered {shown!r}; expected a JSON object")
         return found
 
     def close(self) -> None:
@@ -100,18 +113,29 @@ class _Handler(BaseHTTPRequestHandler):
             self._give(HTTPStatus.NOT_FOUND)
 
     def do_POST(self) -> None:
-        """An answer."""
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        known = self._name() == "answer"
-        if known:
-            self.server.page.answers.put(content)
-        self._give(HTTPStatus.NO_CONTENT if known else HTTPStatus.NOT_FOUND)
+        """An answer. What is refused is not read, and therefore ends the connection."""
+        length = self.headers.get("Content-Length", "")
+        if self._name() != "answer":
+            self._refuse(HTTPStatus.NOT_FOUND)
+        elif not (length.isascii() and length.isdigit()):
+            self._refuse(HTTPStatus.LENGTH_REQUIRED)
+        elif len(length) > len(str(_MOST_BYTES)) or int(length) > _MOST_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            self.server.page.answers.put(self.rfile.read(int(length)))
+            self._give(HTTPStatus.NO_CONTENT)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: the base class prints."""
 
     def _name(self) -> str:
-        return self.path.removeprefix(self.server.page.root)
+        """What is asked for below the page's address; empty for what does not begin with it."""
+        root = self.server.page.root
+        return self.path[len(root) :] if self.path.startswith(root) else ""
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self.close_connection = True
+        self._give(status)
 
     def _give_command(self) -> None:
         try:

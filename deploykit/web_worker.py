@@ -96,7 +96,8 @@ class WebWorker:
     ) -> dict[str, Any]:
         weights = self._add_files(Path(model), feeds, seed)
         self._browser = Browser(self._program, self._server.url)
-        prepared = self._page("start", "prepare", feeds=list(feeds), threads=threads)
+        prepared = self._page("start", "prepare", threads=threads)
+        self._page("start", "feed", feeds=list(feeds))
         self._before_load()
         loaded = self._page("start", "load", model="model.onnx", weights=weights)
         after_load, load_peak = self._held(), self._peak()
@@ -162,6 +163,8 @@ class WebWorker:
         """The page's answer to a command that is part of ``do``."""
         self._server.send({"do": command, **arguments})
         answer = self._answer(do)
+        if "error" in answer and command == "prepare":
+            raise self._error(f"cannot start onnxruntime-web: {answer['error']}")
         if "error" in answer:
             raise ModelFileError(
                 f"{self.name}: onnxruntime-web cannot {_DOING.get(command, command)}: {answer['error']}"
@@ -233,7 +236,7 @@ class WebWorker:
         return self._cpu_s
 
 
-_DOING = {"prepare": "be started", "load": "load the model", "first": "run the model", "warm": "run the model"}
+_DOING = {"feed": "be given the inputs", "load": "load the model", "first": "run the model", "warm": "run the model"}
 
 
 def _browser_text(versions: Mapping[str, str]) -> str:

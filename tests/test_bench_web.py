@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,16 @@ from onnx import TensorProto, helper
 from test_embed_node import runtime_or_skip
 from tiny_onnx import conv_chain, endless_loop, matmul, relu, save_graph
 
+from deploykit import browser_guard, onnxruntime_web, page_server
 from deploykit.bench_options import BenchOptions
 from deploykit.comparability import mismatches
-from deploykit.errors import InputError, ProviderError
+from deploykit.errors import InputError, ModelFileError, ProviderError
 from deploykit.page_server import PageServer
 from deploykit.random_inputs import make_feeds
 from deploykit.report.environments import provider_version
 from deploykit.results import read_record
 from deploykit.runtime import create_session
-from deploykit.web_worker import WebWorker
+from deploykit.web_worker import WebWorker, check_web
 
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")
 QUICK = ("--samples", 10, "--min-time", 0.05)
@@ -109,6 +111,10 @@ def test_what_ran_is_told_and_decides_what_compares(both):
     differs = mismatches(web, record.environment, other, {})
     assert (same, [item.key for item in differs]) == ((), ["browser"])
     assert mismatches(native, record.environment, other, {}) == ()
+    native_runtime = {name: "0.0.0" for name in ("onnxruntime", "onnxruntime-gpu") if name in versions}
+    updated = {**record.environment, "versions": {**versions, **native_runtime}}
+    assert mismatches(web, record.environment, updated, {}) == ()  # the browser runs another one
+    assert [item.key for item in mismatches(native, record.environment, updated, {})] == ["onnxruntime"]
     assert provider_version(other, "web") == "1.30.0, Chromium 1.2.3.4" and provider_version(other, "cpu") is None
 
 
@@ -253,6 +259,61 @@ def test_a_missing_browser_is_one_line_before_anything_is_measured(tmp_path, pro
 
 
 @in_browser
+def test_an_input_that_a_page_has_no_array_for_is_told(tmp_path):
+    model = relu(tmp_path / "net.onnx")
+    with WebWorker("net") as worker, pytest.raises(ModelFileError, match="input x is complex64, which no array"):
+        started(worker, model, [feed("x", "complex64", 1, 3)])
+
+
+@in_browser
+def test_a_page_that_is_not_isolated_is_not_the_models_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_server, "_ISOLATION", {})
+    model = relu(tmp_path / "net.onnx")
+    with WebWorker("net") as worker, pytest.raises(ProviderError, match="does not isolate the page"):
+        started(worker, model, [feed("x", "float32", 1, 3)])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="starts a program of POSIX")
+@pytest.mark.parametrize("gone", ["before the number is written", "later"])
+def test_the_guard_ends_the_browser_though_the_command_is_gone(tmp_path, gone):
+    profile, told = tmp_path / "profile", tmp_path / "pid"
+    profile.mkdir()
+    guard = [sys.executable, "-I", "-S", browser_guard.__file__, str(profile)]
+    browser = ["/bin/sh", "-c", f"echo $$ > {told}.new; mv {told}.new {told}; exec sleep 100"]
+    reading, writing = os.pipe()
+    if gone != "later":
+        os.close(reading)
+    with subprocess.Popen([*guard, *browser], stdin=subprocess.PIPE, stdout=writing) as process:
+        os.close(writing)
+        if gone == "later":
+            assert os.read(reading, 20).strip().isdigit()
+            os.close(reading)
+        while not told.exists():
+            assert process.poll() is None
+        process.stdin.close()
+        process.wait(timeout=30)
+    assert not psutil.pid_exists(int(told.read_text()))
+    assert not profile.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "is damaged"), ('{"name": "onnxruntime-web", "version": "9.9.9"}', "9.9.9 instead of 1.30.0")],
+)
+@in_browser
+def test_a_kept_runtime_that_is_another_is_removed(tmp_path, monkeypatch, content, said):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path))
+    folder = onnxruntime_web.cached_folder()
+    folder.mkdir()
+    for name in ("package.json", "ort.js", "ort-wasm-simd-threaded.wasm"):
+        (folder / name).write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        check_web()
+    assert "--runtime" not in str(caught.value)  # which bench does not have
+    assert not folder.exists()
+
+
+@in_browser
 def test_a_missing_runtime_is_one_line_before_anything_is_measured(tmp_path):
     relu(tmp_path / "net.onnx")
     offline = {"npm_config_registry": "http://127.0.0.1:9", "npm_config_fetch_retries": "0"}
@@ -332,5 +393,51 @@ def test_the_server_gives_the_page_what_it_may_have_and_nobody_else(tmp_path):
         assert server.answer(0.0) is None
         requests.post(root + "answer", data=b'{"sum": 3}', timeout=10)
         assert server.answer(10.0) == {"sum": 3}
+    finally:
+        server.close()
+
+
+def raw(server, text):
+    """The status that a request gets which no client would send, and all that comes after the head."""
+    with socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].split("/")[0])), timeout=10) as connection:
+        connection.sendall(text.encode())
+        connection.shutdown(socket.SHUT_WR)
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def test_nothing_is_given_or_taken_without_the_pages_address():
+    server = PageServer({"index.html": b"page", "model.onnx": b"model"})
+    try:
+        secret = server.root
+        for path in ("model.onnx", "/model.onnx", "next", "", secret[1:] + "model.onnx", "x" + secret + "model.onnx"):
+            assert raw(server, f"GET {path or '*'} HTTP/1.1\r\nHost: a\r\n\r\n") == (404, b""), path
+        assert raw(server, f"GET {secret}model.onnx HTTP/1.1\r\n\r\n") == (200, b"model")
+        for path, length, status in (
+            ("answer", "2", 404),
+            ("/answer", "2", 404),
+            (secret[1:] + "answer", "2", 404),
+            (secret + "answer", "-1", 411),
+            (secret + "answer", "two", 411),
+            (secret + "answer", str(1 << 40), 413),
+            (secret + "answer", "9" * 5000, 413),
+        ):
+            # What would be the body, read as a second request, must not be answered either.
+            request = f"POST {path} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+            assert raw(server, request + f"GET {secret}model.onnx HTTP/1.1\r\n\r\n") == (status, b""), path
+        assert server.answer(0.0) is None
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("body", ["{", "[1]", "", "[" * 100_000])
+def test_an_answer_that_is_none_is_one_line(body):
+    server = PageServer({})
+    try:
+        request = f"POST {server.root}answer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        assert raw(server, request)[0] == 204
+        with pytest.raises(ProviderError, match="expected a JSON object") as caught:
+            server.answer(10.0)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
     finally:
         server.close()

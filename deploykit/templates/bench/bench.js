@@ -12,8 +12,8 @@ self.Worker = class extends PlainWorker {
 };
 
 const commands = {
-  /** Starts the runtime with a model of one node, and makes the inputs, so that none of this counts as the model's. */
-  async prepare({ feeds, threads }) {
+  /** Starts the runtime with a model of one node, so that this does not count as the model's; what fails here is not its fault. */
+  async prepare({ threads }) {
     if (!self.crossOriginIsolated) throw new Error("the browser does not isolate the page, which threads need");
     const ort = (page.ort = await import("./ort.js"));
     ort.env.wasm.numThreads = threads;
@@ -23,13 +23,19 @@ const commands = {
     await (await created(await bytes("start.onnx"))).release();
     const runtimeMs = performance.now() - began;
     delete ort.env.wasm.wasmBinary;
+    return { runtime_ms: runtimeMs, onnxruntime_web: ort.env.versions.web, browser: await browserVersions() };
+  },
+
+  /** Makes the inputs, and lets go of all garbage before the model. */
+  async feed({ feeds }) {
     page.feeds = {};
     for (const [place, { name, dtype, shape }] of feeds.entries()) {
-      const data = new ARRAYS[dtype]((await bytes(`feeds/${place}`)).buffer);
-      page.feeds[name] = new ort.Tensor(dtype, data, shape);
+      const Values = ARRAYS[dtype];
+      if (!Values) throw new Error(`input ${name} is ${dtype}, which no array of JavaScript holds`);
+      page.feeds[name] = new page.ort.Tensor(dtype, new Values((await bytes(`feeds/${place}`)).buffer), shape);
     }
     collect();
-    return { runtime_ms: runtimeMs, onnxruntime_web: ort.env.versions.web, browser: await browserVersions() };
+    return {};
   },
 
   /** Makes the session. The time does not have the bytes' way into the page, which depends on the network. */
