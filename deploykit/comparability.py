@@ -15,7 +15,16 @@ _MACHINE = ("machine", "cpu", "cpu_features", "physical_cores", "logical_cores",
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")  # two builds of one version; only one of them is installed
 # Of what else decides the times of a provider.
 _VERSIONS = {"openvino": ("onnxruntime-ep-openvino",), "web": ("onnxruntime-web", "browser")}
-_SETTING = ("provider", "threads", "batch", "memory_mode", "provider_options", "io_binding", "cuda_graph")
+_SETTING = (
+    "provider",
+    "threads",
+    "batch",
+    "memory_mode",
+    "provider_options",
+    "io_binding",
+    "cuda_graph",
+    "computed_in",
+)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Part:
         threads: Of one operator.
         notes: What a reader of its figures has to know.
         timer_step_ns: The smallest step of the timer.
+        cuda_graph: Whether one captured CUDA graph was replayed.
     """
 
     blocks: tuple[tuple[float, ...], ...]
@@ -52,6 +53,7 @@ class Part:
     threads: int
     notes: tuple[str, ...] = ()
     timer_step_ns: int = 0
+    cuda_graph: bool = False
 
     @classmethod
     def of(cls, process: ModelProcess) -> Part:
@@ -68,6 +70,7 @@ class Part:
             threads=started["threads"],
             notes=tuple(started["notes"]),
             timer_step_ns=process.warm["timer_step_ns"],
+            cuda_graph=started["cuda_graph"],
         )
 
     def round_logs(self) -> NDArray[np.float64]:

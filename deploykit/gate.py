@@ -8,14 +8,14 @@ it a regression, and across it more is measured, until the budget ends. ``ratio`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deploykit import __version__, environment, stats
 from deploykit.artifact import Preprocess
 from deploykit.bench_options import BenchOptions
-from deploykit.comparability import mismatches
+from deploykit.comparability import Mismatch, mismatches
 from deploykit.contestant import Contestant, contestants_of
 from deploykit.data.dataset import Dataset
 from deploykit.duet import Duet, Part
@@ -36,6 +36,7 @@ from deploykit.gate_options import GateOptions, changed
 from deploykit.latencies import latency_of, pooled, timer_note
 from deploykit.paired_answers import PairedAnswers, answers_of_both
 from deploykit.progress import Progress, silent
+from deploykit.runtime import computed_in
 from deploykit.verdicts import Check, PairTurns, Side, Verdict, worst
 
 __all__ = ["GateOptions", "gate_onnx"]
@@ -147,6 +148,9 @@ def _timed_checks(measurement: Measurement, against: Baseline) -> list[Check]:
     refusal = _refusal(measurement, against)
     refused = [question for question in questions if refusal and question.compares]
     measured = measurement.answer([question for question in questions if question not in refused])
+    if unlike := _unlike_graph(measurement.duets, against):
+        refused, refusal = [question for question in questions if question.compares], unlike
+        measured = [check for check in measured if check.name not in {question.name for question in refused}]
     checks = {check.name: check for check in (*(undecided(item, refusal) for item in refused), *measured)}
     return [checks[question.name] for question in questions]
 
@@ -173,12 +177,36 @@ def _refusal(measurement: Measurement, against: Baseline) -> str:
         "provider_options": {},
         "io_binding": measurement.setting.binds(setting.provider),
     }
-    found = mismatches(against.stored, against.record.environment, environment.describe(), here)
+    found = mismatches(
+        against.stored, against.record.environment, environment.describe(), here | _certain(here, against)
+    )
     if found:  # before the noise: measuring again would not help
         return f"not comparable with {against.source}: " + "; ".join(map(str, found))
     if not against.stored.stable:
         return f"not comparable with {against.source}: it is marked unstable, {'; '.join(against.stored.warnings)}"
     return ""
+
+
+def _certain(here: Mapping[str, Any], against: Baseline) -> dict[str, Any]:
+    """What is known before measuring of what a provider will do, as far as the record knows it too.
+
+    The candidate may have another precision than the model that was timed; what would differ for that one is a setting.
+    """
+    assert against.stored is not None
+    known: dict[str, Any] = {} if here["provider"] == "cuda" else {"cuda_graph": False}  # CUDA may refuse one
+    computed = computed_in(here["provider"], here["provider_options"], against.stored.precision)
+    if here["provider"] == against.stored.provider and None not in (computed, against.stored.computed_in):
+        known["computed_in"] = computed
+    return known
+
+
+def _unlike_graph(duets: Sequence[Duet], against: Baseline) -> str:
+    """Why what was measured cannot be compared after all; empty where it can."""
+    stored = against.stored
+    if stored is None or all(duet.candidate.cuda_graph == stored.cuda_graph for duet in duets):
+        return ""
+    mismatch = Mismatch("cuda_graph", stored.cuda_graph, not stored.cuda_graph)
+    return f"not comparable with {against.source}: {mismatch}"
 
 
 def _record(

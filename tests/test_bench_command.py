@@ -12,10 +12,13 @@ import numpy as np
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from synthetic_records import bench as record_of
+from synthetic_records import timing
 from tiny_onnx import conv_chain, endless_loop, relu, save_graph
 
 from deploykit import environment
-from deploykit.results import read_record
+from deploykit.commands.bench import _print
+from deploykit.results import Memory, read_record
 
 QUICK = ("--samples", 10, "--min-time", 0.05, "--threads", 1)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
@@ -204,3 +207,14 @@ def test_lean_memory_reaches_the_session(tmp_path):
     assert (done.returncode, timing["memory_mode"]) == (0, "lean")
     assert any("lean memory" in warning for warning in timing["warnings"])
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_the_table_shows_the_gpus_memory_and_the_computed_precision_where_there_is_any(capsys):
+    on_cpu = timing("a", "fp32", 5000, 2.0, 9_000_000, computed_in="fp32")
+    held = Memory(5000, 8_000_000, 9_000_000, device_bytes=612_000_000, device_counted="process")
+    on_gpu = timing("b", "fp32", 5000, 2.0, 9_000_000, provider="cuda", computed_in="tf32", memory=held)
+    _print(record_of(on_cpu))
+    assert "on GPU" not in (shown := capsys.readouterr().out) and "fp32 in" not in shown
+    _print(record_of(on_cpu, on_gpu))
+    shown = capsys.readouterr().out
+    assert "on GPU" in shown and "612 MB" in shown and "fp32 in tf32" in shown and "fp32 in fp32" not in shown

@@ -27,7 +27,8 @@ from deploykit.duet import Duet, Part
 from deploykit.errors import InputError, ModelFileError, UnknownNameError
 from deploykit.evaluate import evaluate_onnx
 from deploykit.files import write_json
-from deploykit.gate import GateOptions, gate_onnx
+from deploykit.gate import GateOptions, _unlike_graph, gate_onnx
+from deploykit.gate_baseline import Baseline
 from deploykit.gate_checks import (
     BETWEEN_RUNS,
     agreement_check,
@@ -434,6 +435,41 @@ def test_mismatches_name_the_keys(stored):
     found = mismatches(timing, {}, here, {"provider": "openvino", "memory_mode": "lean"})
     assert {item.key for item in found} >= {"cpu", "machine", "onnxruntime", "provider", "memory_mode"}
     assert "cpu: unknown in the record" in str(next(item for item in found if item.key == "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cuda_graph": True}, "cuda_graph: True in the record, False here"),
+        ({"computed_in": "bf16"}, "computed_in: bf16 in the record, fp32 here"),
+    ],
+)
+def test_what_was_done_otherwise_is_not_compared(models, stored, tmp_path, changes, said):
+    otherwise = replace(stored, results=(replace(stored.results[0], **changes),))
+    path = write_json(tmp_path / "other.json", otherwise.to_document())
+    record = gate_onnx(models["one"], baseline=path, max_slowdown=9.0)
+    assert (record.verdict, record.pairs) == ("inconclusive", 0)
+    assert said in record.checks[0].remark
+
+
+def test_a_record_that_does_not_say_what_it_computed_in_is_compared(models, stored, tmp_path):
+    earlier = replace(stored, results=(replace(stored.results[0], computed_in=None),))
+    path = write_json(tmp_path / "earlier.json", earlier.to_document())
+    assert gate_onnx(models["one"], baseline=path, options=QUICK, max_slowdown=9.0).verdict == "pass"
+
+
+def test_a_cuda_graph_counts_as_it_was_replayed(stored):
+    part = Part(((1.0,),), (1.0,), None, 1, "cuda", 1, cuda_graph=True)
+    without = Duet(replace(part, cuda_graph=False), None, 1.0)
+    for graph, duets, said in (
+        (True, [Duet(part, None, 1.0)], ""),
+        (True, [Duet(part, None, 1.0), without], "cuda_graph: True in the record, False here"),
+        (False, [Duet(part, None, 1.0)], "cuda_graph: False in the record, True here"),
+        (False, [without], ""),
+        (True, [], ""),
+    ):
+        against = Baseline("record", None, replace(stored.results[0], cuda_graph=graph), stored, "record.json")
+        assert _unlike_graph(duets, against) == (f"not comparable with record.json: {said}" if said else "")
 
 
 def test_the_machine_is_named_before_the_noise(models, stored, tmp_path):

@@ -54,6 +54,16 @@ def test_the_same_again_is_no_change(tmp_path):
     assert texts == ["2.00 → 2.00 ms, no clear change", "5.00 KB", "9.00 MB", "99.00 %"]
 
 
+@pytest.mark.parametrize(("provider", "compares"), [("web", True), ("cpu", False)])
+def test_a_browser_runs_another_runtime_than_the_installed_one(tmp_path, provider, compares):
+    def under(version):
+        versions = ENVIRONMENT["versions"] | {"onnxruntime-gpu": version, "onnxruntime-web": "1.30.0", "browser": "C 1"}
+        return records(provider=provider, environment=ENVIRONMENT | {"versions": versions})
+
+    delta = the_change(tmp_path, under("1.31.1"), under("1.32.0")).deltas["latency_ms"]
+    assert delta.keys == (() if compares else ("onnxruntime",))
+
+
 def test_ratios_and_differences_are_those_of_the_figures(tmp_path):
     change = the_change(tmp_path, records(), records(2.5, 4000, 12_000_000, 0.985, sha256=digest("new")))
     deltas = change.deltas

@@ -171,9 +171,15 @@ def _settings(record: Bench) -> list[_Column]:
     several_batches = {timing.batch for timing in record.results} != {1}
     return [
         ("model", lambda timing: timing.model),
-        ("precision", lambda timing: timing.precision),
+        ("precision", _precision),
         ("on", lambda timing: _where(timing, with_batch=several_batches)),
     ]
+
+
+def _precision(timing: Timing) -> str:
+    """The file's, with what it is computed in where that is another."""
+    apart = timing.computed_in not in (None, timing.precision)
+    return f"{timing.precision} in {timing.computed_in}" if apart else timing.precision
 
 
 def _where(timing: Timing, *, with_batch: bool) -> str:
@@ -205,6 +211,8 @@ def _interval(low: float | None, high: float | None) -> str:
 def _costs(record: Bench) -> list[_Column]:
     energy: list[_Column] = [("energy", lambda timing: _energy(timing.energy_mj_per_inference))]
     measured = any(timing.energy_mj_per_inference is not None for timing in record.results)
+    device: list[_Column] = [("on GPU", lambda timing: byte_text(timing.memory.device_bytes))]
+    on_gpu = any(timing.memory.device_bytes is not None for timing in record.results)
     return [
         ("load", lambda timing: millisecond_text(timing.load_ms)),
         ("first run", lambda timing: millisecond_text(timing.first_run_ms)),
@@ -213,6 +221,7 @@ def _costs(record: Bench) -> list[_Column]:
         ("load peak", lambda timing: byte_text(timing.memory.load_peak_bytes)),
         ("peak", lambda timing: byte_text(timing.memory.peak_bytes)),
         ("steady", lambda timing: byte_text(timing.memory.steady_bytes)),
+        *(device if on_gpu else []),
         ("file", lambda timing: byte_text(timing.file_bytes)),
     ]
 

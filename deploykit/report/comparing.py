@@ -169,7 +169,7 @@ def _alone(names: Mapping[str, tuple[object, ...]]) -> dict[tuple[object, ...], 
 def _distance(row: Row, base: Row) -> tuple[int, int, bool]:
     """How many keys of the setting differ, those of the pictures first; then whether the machine does."""
     scored = sum(getattr(row, key) != getattr(base, key) for key in _SCORED)
-    timed = sum(getattr(row, key) != getattr(base, key) for key in _TIMED)
+    timed = sum(getattr(row, key) != getattr(base, key) for key in _timed_keys(row, base))
     return scored, timed + (row.latency_ms is not None and base.latency_ms is None), row.machine != base.machine
 
 
@@ -181,13 +181,19 @@ def _delta(figure: str, row: Row, base: Row | None, environments: Sequence[Mappi
     before, now = None if base is None else getattr(base, figure), getattr(row, figure)
     if base is None or before is None or now is None:
         return Delta(figure, before, now, "missing")
-    keys = _SCORED if figure == "top1" else _TIMED if figure in ("latency_ms", "peak_bytes") else ()
+    timed = figure in ("latency_ms", "peak_bytes")
+    keys = _SCORED if figure == "top1" else _timed_keys(row, base) if timed else ()
     values = {key: _both(base, row, key) for key in keys if getattr(base, key) != getattr(row, key)}
-    if keys is _TIMED:
+    if timed:
         values |= {key: tuple(found) for key, found in _hardware(row, base, environments).items()}
     if values:
         return Delta(figure, before, now, "not comparable", difference_text(values), tuple(values))
     return Delta(figure, before, now, *_VERDICTS[figure](row, base))
+
+
+def _timed_keys(row: Row, base: Row) -> tuple[str, ...]:
+    """A browser does not run the ONNX Runtime that is installed."""
+    return tuple(key for key in _TIMED if key != "onnxruntime" or not row.provider == base.provider == "web")
 
 
 def _both(base: Row, row: Row, key: str) -> tuple[Any, Any]:
