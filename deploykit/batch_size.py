@@ -68,18 +68,18 @@ def largest_batch(run: Run, view: tuple[int, int], samples: int) -> tuple[int, s
     """
     start = batch_size = run.options.batch_size
     if not fits(run, view, start):
-        return _halved(run, view, start), f"the largest that {run.device} holds"
+        return _halved(run, view, start), f"the largest that {run.device.type} holds"
     most = max(start, min(_LARGEST, samples // _FEWEST_STEPS))
     while 2 * batch_size <= most:
         if not fits(run, view, 2 * batch_size):
-            return batch_size, f"the largest that {run.device} holds"
+            return batch_size, f"the largest that {run.device.type} holds"
         batch_size *= 2
     limit = f"{_LARGEST} pictures" if most == _LARGEST else f"{_FEWEST_STEPS} steps an epoch"
-    return batch_size, f"at the limit of {limit}, where {run.device} would hold more"
+    return batch_size, f"at the limit of {limit}, where {run.device.type} would hold more"
 
 
 def _halved(run: Run, view: tuple[int, int], batch_size: int) -> int:
-    least = max(run.fewest, run.options.accumulate)
+    least = max(run.fewest, run.options.accumulate) * run.team.ranks.world
     while batch_size // 2 >= least:
         batch_size //= 2
         if fits(run, view, batch_size):

@@ -25,7 +25,7 @@ from deploykit.crops import check_crops
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError
 from deploykit.progress import Progress, silent
-from deploykit.ranks import ALONE, Ranks, part_of
+from deploykit.ranks import ALONE, Ranks, agree, part_of
 from deploykit.results import Accuracy, EnsembleMember, Example
 from deploykit.runtime import (
     check_memory,
@@ -220,6 +220,8 @@ def _measured(
     classes, orders, alike = _matched(members, other, data)
     panel = Panel(members, orders, options.crops, options.batch_size)
     referee = Panel((other,), (alike.logit,), options.crops, options.batch_size) if other and alike else None
+    shas = [member.artifact.sha256 for member in members]
+    agree(ranks, {"models": shas, "pictures": None if ranks.world == 1 else data.digest, **_decisive(options)})
     counts, examples = _Counts(classes.width, len(members)), list[Example]()
     shown, part = _shown(len(data), options.examples), part_of(len(data), ranks, step=panel.pictures_a_step)
     for start_row in part[:: panel.pictures_a_step]:
@@ -253,6 +255,10 @@ def _measured(
             *_shared_notes(ranks),
         ),
     )
+
+
+def _decisive(options: EvaluateOptions) -> dict[str, Any]:
+    return {"provider": options.provider, "batch size": options.batch_size, "crops": options.crops}
 
 
 def _of_all(counts: _Counts, examples: list[Example], ranks: Ranks) -> tuple[_Counts, list[Example]]:

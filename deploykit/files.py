@@ -100,9 +100,11 @@ def remove_partials(folder: str | os.PathLike[str]) -> None:
 
 def remove_unfinished() -> None:
     """Removes what this process has begun to write; only for when it ends without leaving its blocks."""
+    import shutil
+
     for path in list(_UNFINISHED):
         with suppress(OSError):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -161,7 +163,9 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = True) -> It
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem[:80]}.") as folder:
-            yield Path(folder)
+            _UNFINISHED.add(aside := Path(folder))
+            yield aside
+            _UNFINISHED.discard(aside)
             made = sorted(Path(folder).iterdir(), key=lambda item: item.name == target.name)
             for item in made:
                 _check_target(target.with_name(item.name), overwrite)

@@ -40,7 +40,9 @@ def interruptible(last_words: Callable[[], None]) -> Iterator[None]:
     wakes.setblocking(False)
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(woken, ended, last_words), daemon=True)
-    handlers = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS[1:]}
+    # What is ignored already stays so: nohup means that a closed terminal shall not end the command.
+    heeded = [number for number in _SIGNALS[1:] if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
     before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     watch.start()
     try:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from deploykit.errors import DeploykitError, InputError, RankError
+from deploykit.rank_meeting import meet
 from deploykit.rank_watch import RankWatch
 from deploykit.ranks import Job
 
@@ -113,16 +114,18 @@ def joined(job: Job, last_words: Callable[[str], None]) -> Iterator[ProcessGroup
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=_JOIN)))
         store.set_timeout(_JOIN)
-        prefix = f"deploykit/{job.attempt}"
-        meeting = PrefixStore(f"{prefix}/group", store)
-        dist.init_process_group(_backend(), store=meeting, rank=job.rank, world_size=job.world, timeout=_CALL)
-        watch = RankWatch(PrefixStore(f"{prefix}/watch", store.clone()), job.rank, job.world, last_words)
+        limit_s = _JOIN.total_seconds()
+        word = meet(PrefixStore("deploykit/meeting", store), job.rank, job.world, timeout_s=limit_s)
+        # First, as the group's own first meeting does not find out that another process has died meanwhile.
+        watch = RankWatch(PrefixStore(f"deploykit/{word}/watch", store.clone()), job.rank, job.world, last_words)
     except RuntimeError as problem:
         raise InputError(
             f"rank {job.rank} could not join the {job.world} processes within {_JOIN.seconds // 60} minutes:"
             f" {' '.join(str(problem).split())[:200]}"
         ) from problem
     with _told(watch, keeps_store=job.keeps_store):
+        meeting = PrefixStore(f"deploykit/{word}/group", store)
+        dist.init_process_group(_backend(), store=meeting, rank=job.rank, world_size=job.world, timeout=_CALL)
         yield ProcessGroup(job, watch)
     dist.destroy_process_group()  # not after a failure: NCCL would wait there for those that are gone
 
@@ -130,12 +133,11 @@ def joined(job: Job, last_words: Callable[[str], None]) -> Iterator[ProcessGroup
 @contextmanager
 def _told(watch: RankWatch, *, keeps_store: bool) -> Iterator[None]:
     """Tells the others how the block ended; where one of them ended it, raises that."""
-    code, reason = 2, "internal error"
+    code, reason, passed_on = 0, "", False
     try:
         yield
-        code = 0
     except RankError as problem:
-        code, reason = problem.exit_code, str(problem)
+        code, reason, passed_on = problem.exit_code, str(problem), True
         raise
     except DeploykitError as problem:
         code, reason = problem.exit_code, " ".join(str(problem).split())
@@ -144,13 +146,20 @@ def _told(watch: RankWatch, *, keeps_store: bool) -> Iterator[None]:
         broken = isinstance(problem, RuntimeError)
         lost = watch.verdict(_PATIENCE_S if broken else 0.0)
         interrupted = not broken and (lost is None or lost.exit_code == _INTERRUPTED)
-        code, reason = (_INTERRUPTED, "interrupted") if interrupted else (2, f"{type(problem).__name__}: {problem}")
+        code, reason = (_INTERRUPTED, "interrupted") if interrupted else (2, _said(problem))
         if lost is None or interrupted:
             raise
-        code, reason = lost.exit_code, str(lost)
+        code, reason, passed_on = lost.exit_code, str(lost), True
         raise lost from problem
+    except BaseException as problem:
+        code, reason = 2, _said(problem)
+        raise
     finally:
-        watch.close(code, reason, wait_for_others=keeps_store)
+        watch.close(code, reason, passed_on=passed_on, wait_for_others=keeps_store)
+
+
+def _said(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
 def _backend() -> str:

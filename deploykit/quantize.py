@@ -31,7 +31,7 @@ from deploykit.integer_model import EFFORTS, IntegerModels
 from deploykit.progress import Progress, silent
 from deploykit.quantization_options import QuantizeOptions
 from deploykit.quantization_search import Choice, HeldOut, best_ranges, never_slower, within_budget
-from deploykit.ranks import ALONE, Ranks
+from deploykit.ranks import ALONE, Ranks, agree
 from deploykit.raw_pictures import inputs_of
 from deploykit.recipes import RECIPES, Recipe, timed_here
 from deploykit.results import Quantization
@@ -95,6 +95,7 @@ def quantize_onnx(
     parent = Artifact.of_model(source, Path(model))
     _check_quantizable(source, parent)
     samples, held_out = _samples(parent, calibration, options, preprocess)
+    _agree(parent, samples, options, ranks)
     without = {*options.without, *options.chosen.not_rewritten}
     with (
         _one_line(parent.path),
@@ -137,6 +138,7 @@ def help_quantize(
     parent = Artifact.of_model(source, Path(model))
     _check_quantizable(source, parent)
     samples, _ = _samples(parent, calibration, replace(options, max_drop=None), preprocess)
+    _agree(parent, samples, options, ranks)
     without = {*options.without, *options.chosen.not_rewritten}
     with (
         _one_line(parent.path),
@@ -144,6 +146,12 @@ def help_quantize(
     ):
         kept = _known_layers(prepared, options.keep_float)
         list(_forms(prepared, samples, kept, options, ranks, progress))
+
+
+def _agree(parent: Artifact, samples: Calibration, options: QuantizeOptions, ranks: Ranks) -> None:
+    """Raises: InputError when another process has another model, other samples or options."""
+    recipe = {"recipe": options.chosen.name, "effort": options.effort, "batch size": options.batch_size}
+    agree(ranks, {"model": parent.sha256, "samples": samples.digest, **recipe})
 
 
 def _samples(
@@ -185,9 +193,9 @@ def _chosen(
 
     _check_rewritten(prepared, samples)
     kept = _known_layers(prepared, options.keep_float)
+    forms = list(_forms(prepared, samples, kept, options, ranks, progress))  # all, as other processes wait for it
     # The form with the least noise on the answers.
-    forms = [(form, best_ranges(form)) for form in _forms(prepared, samples, kept, options, ranks, progress)]
-    models, choice = min(forms, key=lambda pair: pair[1].noise_db)
+    models, choice = min(((form, best_ranges(form)) for form in forms), key=lambda pair: pair[1].noise_db)
     if held_out is not None and options.max_drop is not None:
         choice = within_budget(models, choice, held_out, options.max_drop, progress=progress)
     timed = options.never_slower and timed_here(options.chosen, options.target, platform.machine())

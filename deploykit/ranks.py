@@ -6,13 +6,15 @@ that share their work take ``Ranks`` and never learn what carries the bytes.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from deploykit.errors import InputError
 
-__all__ = ["ALONE", "Job", "Ranks", "job", "part_of", "threads_each"]
+__all__ = ["ALONE", "Job", "Ranks", "agree", "job", "part_of", "threads_each"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -69,6 +71,30 @@ def part_of(count: int, ranks: Ranks, *, step: int = 1) -> range:
 def threads_each(ranks: Ranks, cpus: int) -> int | None:
     """Threads for each process, so that those of one machine share its CPUs; None for one alone, which may choose."""
     return None if ranks.world == 1 else max(1, cpus // ranks.local_world)
+
+
+def agree(ranks: Ranks, document: Mapping[str, Any]) -> None:
+    """Checks that every process has the same JSON values. Raises: InputError naming what differs first."""
+    if ranks.world == 1:
+        return
+    found = [json.loads(part) for part in ranks.gather(json.dumps(_flat(document)).encode())]
+    mine = found[ranks.rank]
+    for rank, other in enumerate(found):
+        if differing := sorted(key for key in {*mine, *other} if mine.get(key) != other.get(key)):
+            key = differing[0]
+            raise InputError(
+                f"the processes differ in {key}: rank {ranks.rank} has {mine.get(key)!r}, rank {rank}"
+                f" {other.get(key)!r}; start all with the same files and options"
+            )
+
+
+def _flat(document: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Values of mappings within mappings, by the names on the way."""
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        path = f"{name} {key}".strip()
+        found |= _flat(value, path) if isinstance(value, Mapping) else {path: value}
+    return found
 
 
 @dataclass(frozen=True)

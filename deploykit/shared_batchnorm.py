@@ -5,7 +5,7 @@ torch's ``SyncBatchNorm`` does so on GPUs only; on CPUs the same sums go through
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ def synchronise(module: torch.nn.Module, device: torch.device) -> torch.nn.Modul
 
 
 def _shared(layer: torch.nn.BatchNorm2d) -> torch.nn.Module:
+    import torch
     from torch import nn
 
     class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -40,17 +41,16 @@ def _shared(layer: torch.nn.BatchNorm2d) -> torch.nn.Module:
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             if not self.training:
                 return super().forward(values)
+            given, values = values.dtype, values.to(torch.promote_types(values.dtype, torch.float32))
             count, mean, variance = _moments(values)
             self._follow(count, mean, variance)
             scale = (variance + self.eps).rsqrt()
-            if self.affine:
-                return (values - mean) * (scale * self.weight.view(1, -1, 1, 1)) + self.bias.view(1, -1, 1, 1)
-            return (values - mean) * scale
+            if not self.affine:
+                return ((values - mean) * scale).to(given)
+            return ((values - mean) * (scale * self.weight.view(1, -1, 1, 1)) + self.bias.view(1, -1, 1, 1)).to(given)
 
         def _follow(self, count: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> None:
             """Running statistics, of the unbiased variance, as ``nn.BatchNorm2d`` keeps them."""
-            import torch
-
             if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
                 return
             with torch.no_grad():
@@ -78,11 +78,32 @@ def _moments(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     The variance is summed around the mean, not as a difference of squares, which cancels.
     """
     import torch
-    from torch.distributed.nn.functional import all_reduce
 
-    own = torch.full((1,), float(values.numel() // values.shape[1]), device=values.device)
-    sums = all_reduce(torch.cat([values.sum((0, 2, 3)), own]))  # type: ignore[no-untyped-call]
+    own = torch.full((1,), float(values.numel() // values.shape[1]), device=values.device, dtype=values.dtype)
+    sums = _sum(torch.cat([values.sum((0, 2, 3)), own]))
     count = sums[-1].detach()
     mean = (sums[:-1] / count).view(1, -1, 1, 1)
-    squares = all_reduce((values - mean).square().sum((0, 2, 3)))  # type: ignore[no-untyped-call]
+    squares = _sum((values - mean).square().sum((0, 2, 3)))
     return count, mean, (squares / count).view(1, -1, 1, 1)
+
+
+def _sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Over the processes; so is the gradient, as each one's loss depends on what all have given."""
+    import torch
+    import torch.distributed as dist
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, given: torch.Tensor) -> torch.Tensor:
+            total = given.clone()
+            dist.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+            total = gradient.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+            return total
+
+    summed: torch.Tensor = Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return summed

@@ -1,8 +1,8 @@
 """A training that several processes share: each computes its part of every batch, and all take the same step.
 
-Batches, their order and what augmentation draws are those of one process, so that the number of processes changes
-sums in their last bits, and otherwise only: dropout, which each process draws for itself; BatchNorm, which sees the
-pictures of its process alone unless it is synchronised; mixing, which takes partners out of the same part.
+Batches and their order are those of one process, and so is what augmentation draws where nothing else draws: the number
+of processes then changes sums in their last bits. Dropout and mixing are drawn by each process for its own part, after
+which one process would also augment otherwise; BatchNorm sees the pictures of its process alone unless synchronised.
 """
 
 from __future__ import annotations
@@ -57,20 +57,33 @@ class Team:
             raise AssertionError("tensors travel between joined processes only")
         return self.ranks
 
-    def device(self, chosen: torch.device) -> torch.device:
+    def device(self, chosen: torch.device, asked: str) -> torch.device:
         """The device that this process trains on: of several GPUs, the one of its number on this machine.
 
-        Raises: InputError when the machine has fewer.
+        Raises: InputError when the machine has fewer, or for MPS, between which nothing carries tensors.
         """
+        import torch
+
+        if not self.alone and chosen.type == "mps":
+            if asked != "auto":
+                raise InputError(f"device {asked!r} in {self.ranks.world} processes; allowed: cpu, cuda")
+            return torch.device("cpu")
         if self.alone or chosen.type != "cuda":
             return chosen
-        import torch
 
         index, count = self._group.job.local_rank, torch.cuda.device_count()
         if index >= count:
             raise InputError(f"process {index} of this machine has no GPU of its own; there are {count}")
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
+
+    def check_batch(self, *, largest: bool, synchronised: bool) -> None:
+        """Raises: InputError where processes would try out batches that they normalise together."""
+        if largest and synchronised and not self.alone:
+            raise InputError(
+                "batch size auto with synchronised BatchNorm in several processes, which would wait for each other;"
+                " allowed: a number"
+            )
 
     def peak(self, peak: float | None) -> float | None:
         """Operations a second of all devices, where each does ``peak``."""
@@ -142,20 +155,6 @@ class Team:
         """Rank 0's document on every process."""
         found: dict[str, Any] | None = json.loads(self.ranks.gather(json.dumps(document).encode())[0])
         return found
-
-    def agree(self, document: Mapping[str, Any]) -> None:
-        """Checks that every process has the same ``document``. Raises: InputError naming what differs."""
-        if self.alone:
-            return
-        texts = self.ranks.gather(json.dumps(document, sort_keys=True).encode())
-        for rank, text in enumerate(texts):
-            other = json.loads(text)
-            if differing := sorted(key for key in {*document, *other} if document.get(key) != other.get(key)):
-                key, mine = differing[0], json.loads(texts[self.ranks.rank])
-                raise InputError(
-                    f"the processes differ in {key}: rank {self.ranks.rank} has {mine.get(key)!r}, rank {rank}"
-                    f" {other.get(key)!r}; start all with the same options and data"
-                )
 
     def from_first(self, tensors: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Rank 0's tensors, by name, on the CPU of every process; None gives those of the others nothing to say."""

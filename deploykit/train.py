@@ -25,7 +25,7 @@ from deploykit.lock import folder_lock
 from deploykit.models import build, spec
 from deploykit.pixels import Pixels, load_pixels
 from deploykit.progress import Progress, silent
-from deploykit.ranks import ALONE, Ranks, threads_each
+from deploykit.ranks import ALONE, Ranks, agree, threads_each
 from deploykit.results import Training
 from deploykit.shared_training import Team
 from deploykit.training_compile import choose_compile, compile_module
@@ -127,21 +127,19 @@ def train_network(
     plan = plan_network(network, common_size(train), size, _options_of(started, network) | dict(network_options or {}))
     asked = options or recipe_for(train.name, network, plan.side)
     _check_frozen(asked, started)
-    device = team.device(choose_device(asked.device))
+    team.check_batch(largest=largest_batch, synchronised=asked.sync_batchnorm)
+    device = team.device(choose_device(asked.device), asked.device)
     macs = forward_macs(plan, train) if device.type == "cuda" else None
     options = _settled(asked, device, macs, len(train))
     header = begin_header(plan, train, options, started)
-    team.agree(header.header())
+    agree(ranks, {"test pictures": None if team.alone else test.digest, **header.header()})
     with _own(folder) if team.first else nullcontext(), ExitStack() as opened:
         asks = resume and team.first
         saved = _saved(folder, header, options, fitted=largest_batch, overwrite=overwrite) if asks else None
         saved = saved if team.alone else _told(saved, header, team)
         if saved is not None and saved.record is not None:
             return saved.record
-        cpus = environment.available_cpus()
-        options = (
-            saved.options if saved else replace(options, threads=options.threads or threads_each(ranks, cpus) or cpus)
-        )
+        options = _threaded(options, saved, ranks)
         opened.enter_context(torch_threads(options.threads or 1))
         opened.enter_context(float_arithmetic(options.precision, device))
         run, notes = _begin(header, options, device, len(train), started, team)
@@ -164,10 +162,19 @@ def train_network(
         if largest_batch and saved is None:
             run.warnings.append(fit_batch(run, view.size, len(train)))
         if options.compile == "on":
-            run.compiled = compile_module(run.module, run.options, macs, device, required=asked.compile == "on")
+            run.compiled = compile_module(run.module, run.part, macs, device, required=asked.compile == "on")
         header = with_options(header, run.options)
         run_epochs(run, learnt, measured, partial(_save, run, header, folder), progress)
         return _finish(run, header, folder, (*plan.notes, *notes, *team.notes()))
+
+
+def _threaded(options: TrainOptions, saved: _Saved | None, ranks: Ranks) -> TrainOptions:
+    """With a number of threads: a state's keep its bits; processes that share a training share the CPUs instead."""
+    cpus = environment.available_cpus()
+    each = threads_each(ranks, cpus)
+    if saved is None:
+        return replace(options, threads=options.threads or each or cpus)
+    return saved.options if each is None or options.threads else replace(saved.options, threads=each)
 
 
 def _settled(options: TrainOptions, device: torch.device, macs: int | None, samples: int) -> TrainOptions:
@@ -316,6 +323,7 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _save(run: Run, header: Checkpoint, folder: Path) -> None:
     """Writes the state, and only then removes the results of an earlier training."""
+    run.warnings = run.team.gathered(run.warnings)
     if not run.team.first:
         return
     save_state(run, header, folder / STATE)
@@ -325,7 +333,6 @@ def _save(run: Run, header: Checkpoint, folder: Path) -> None:
 
 def _finish(run: Run, header: Checkpoint, folder: Path, notes: tuple[str, ...]) -> Training:
     """The state goes last: until then, a killed training is gone on with."""
-    run.warnings = run.team.gathered(run.warnings)
     if run.team.first:
         record = write_results(run, header, folder, notes)
         (folder / STATE).unlink(missing_ok=True)

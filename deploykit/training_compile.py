@@ -66,7 +66,7 @@ def _can_compile(device: torch.device) -> bool:
 
 
 def compile_module(
-    module: torch.nn.Module, options: TrainOptions, macs: int | None, device: torch.device, *, required: bool
+    module: torch.nn.Module, part: int, macs: int | None, device: torch.device, *, required: bool
 ) -> Compiled:
     """A compiled form of the module; compiling itself happens at the first call.
 
@@ -74,14 +74,13 @@ def compile_module(
 
     Args:
         module: Keeps its weights, which both forms share.
-        options: How to train; says how many pictures are computed at once.
+        part: Pictures that are computed at once.
         macs: See ``choose_compile``.
         device: The training device.
         required: See ``Compiled``.
     """
     import torch
 
-    part = -(-options.batch_size // options.accumulate)
     graphed = device.type == "cuda" and macs is not None and macs * part < _SMALL_MACS
     mode = "reduce-overhead" if graphed else "default"
     # Batches that are not full go through the module itself, so that one shape is all that is compiled for.

@@ -13,6 +13,7 @@ import numpy as np
 from deploykit.artifact import Preprocess
 from deploykit.device_peaks import mfu
 from deploykit.errors import InputError
+from deploykit.ranks import part_of
 from deploykit.shared_batchnorm import synchronise
 from deploykit.shared_training import Team
 from deploykit.training_compile import Compiled
@@ -51,6 +52,7 @@ class Run:
     history: list[dict[str, Any]]
     part: int  # pictures that are computed at once
     zeros: list[tuple[torch.nn.Parameter, torch.Tensor]] = field(default_factory=list)  # weights, and where they are 0
+    halved: bool = False  # parts, after memory ran out
     warnings: list[str] = field(default_factory=list)
     compiled: Compiled | None = None
     macs: int | None = None  # multiply-accumulates of a forward pass of one picture, where they are known
@@ -158,7 +160,7 @@ class Run:
         import torch
 
         before = min(self.part, count)
-        self.part = max(self.fewest, before // 2)
+        self.part, self.halved = max(self.fewest, before // 2), True
         apart = "; BatchNorm normalises each part by itself" if self.fewest > 1 else ""
         self.warnings.append(
             f"the memory of {self.device} did not hold {before} pictures at once in epoch {len(self.history) + 1}: from"
@@ -222,8 +224,8 @@ def _pairs(average: torch.nn.Module, module: torch.nn.Module) -> list[tuple[list
 
 
 def _part(options: TrainOptions, team: Team) -> int:
-    mine = -(-options.batch_size // team.ranks.world)
-    return -(-mine // options.accumulate)
+    """Of a full batch, what this process computes at once."""
+    return -(-len(part_of(options.batch_size, team.ranks)) // options.accumulate)
 
 
 def start_run(
@@ -363,7 +365,7 @@ def check_batches(
         )
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    least = min(_part(options, team), samples // team.ranks.world)
+    least = min(options.batch_size, samples) // team.ranks.world // options.accumulate
     if least < 2 and any(isinstance(layer, _BatchNorm) for layer in module.modules()):
         parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
         parts += f" of {team.ranks.world} processes" if not team.alone else ""

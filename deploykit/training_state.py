@@ -59,7 +59,8 @@ def save_state(run: Run, header: Checkpoint, path: Path) -> None:
         tensors |= {f"average.{name}": tensor for name, tensor in run.average.state_dict().items()}
     for index, moments in run.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items() if value is not None}
-    state = {"history": run.history, "part": run.part, "warnings": run.warnings}
+    halved = {"part": run.part} if run.halved else {}
+    state = {"history": run.history, "warnings": run.warnings, "world": run.team.ranks.world, **halved}
     write_checkpoint(replace(header, tensors=tensors, state=state), path)
 
 
@@ -78,8 +79,12 @@ def restore(run: Run, state: Checkpoint, path: Path) -> None:
         module.load_state_dict(weights[kind])
     run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
     run.history.extend(history)
-    run.part = part
+    run.part, run.halved = part, "part" in state.state and not run.synchronised
     run.warnings.extend(warnings)
+    before = state.state.get("world", 1)
+    if before != run.team.ranks.world:
+        run.peak = None  # speeds of different devices have no share of one peak
+        run.warnings.append(f"{len(run.history)} epochs were trained by {before} processes, and later ones by others")
 
 
 def _part(state: Checkpoint, kind: str) -> dict[str, torch.Tensor]:
@@ -100,13 +105,14 @@ def _history(state: Checkpoint, epochs: int, path: Path) -> list[dict[str, Any]]
 def _course(state: Checkpoint, run: Run, path: Path) -> tuple[int, list[str]]:
     """In what parts steps were computed at last, and what was noted; earlier versions keep neither.
 
-    Parts may have been larger where fewer processes shared a step.
+    Only after memory had run out are they kept; they may have been larger where fewer processes shared a step. Where
+    BatchNorm is synchronised, every process has to compute as many parts.
     """
     found, warnings, most = state.state.get("part", run.part), state.state.get("warnings", []), run.options.batch_size
     noted = isinstance(warnings, list) and all(isinstance(text, str) for text in warnings)
     if not (noted and isinstance(found, int) and 1 <= found <= most):
         raise CheckpointError(f"{path}: the state is damaged: part {found!r} of {most}, warnings {warnings!r}")
-    return min(found, run.part), warnings
+    return run.part if run.synchronised else min(found, run.part), warnings
 
 
 def _is_row(row: Any, epoch: int) -> bool:

@@ -159,7 +159,7 @@ def last_words(reason):
 
 try:
     with joined(job(), last_words) as ranks:
-        assert ranks.gather(b"x" * (3 * ranks.rank)) == [b"", b"xxx"]
+        assert ranks.gather(b"x" * (3 * ranks.rank)) == [b"x" * (3 * rank) for rank in range(ranks.world)]
         if ranks.rank == 1:
             exec(sys.argv[1])
         else:
@@ -173,9 +173,9 @@ WAITS_IN_A_CALL = "ranks.gather(b'')"
 WAITS_IN_PYTHON = "while True: time.sleep(0.1)"
 
 
-def meet(second: str, first: str) -> list[subprocess.Popen[str]]:
-    """Two processes of which the second does something after both have met, and the first waits."""
-    return start([sys.executable, "-c", MEETING, second, first])
+def meet(second: str, first: str, world: int = 2) -> list[subprocess.Popen[str]]:
+    """Processes of which the second does something after all have met, and the others wait."""
+    return start([sys.executable, "-c", MEETING, second, first], world)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
@@ -202,16 +202,55 @@ def test_a_process_that_is_done_does_not_end_the_other() -> None:
     assert first[1:] == second[1:] == ("done\n", "")
 
 
+def test_of_three_processes_the_first_cause_is_told_once() -> None:
+    done = finish(meet("raise DataError('picture 7 is cut short')", WAITS_IN_A_CALL, world=3))
+    assert [code for code, _, _ in done] == [2, 2, 2]
+    assert [err for _, _, err in done] == [
+        "rank 1 ended: picture 7 is cut short\n",
+        "picture 7 is cut short\n",
+        "rank 1 ended: picture 7 is cut short\n",
+    ]
+
+
+def test_any_failure_is_told_in_one_line() -> None:
+    first, _ = finish(meet("raise ValueError('two\\nlines')", WAITS_IN_A_CALL))
+    assert (first[0], first[2]) == (2, "rank 1 ended: ValueError: two lines\n")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-def test_a_process_that_stops_answering_ends_the_other() -> None:
-    first, second = meet("os.kill(os.getpid(), signal.SIGSTOP)", WAITS_IN_A_CALL)
+@pytest.mark.parametrize(("stopped", "said"), [(1, "silent for 20 s"), (0, "keeps the list of all processes")])
+def test_a_process_that_stops_answering_ends_the_other(stopped: int, said: str) -> None:
+    acts = ["os.kill(os.getpid(), signal.SIGSTOP)", WAITS_IN_A_CALL]
+    processes = meet(*acts) if stopped else meet(*reversed(acts))
+    other = processes[1 - stopped]
     try:
-        _, err = first.communicate(timeout=60)
-        assert first.returncode == 3 and "silent for 20 s" in err
+        _, err = other.communicate(timeout=60)
+        assert other.returncode == 3 and said in err
     finally:
-        second.kill()
-        second.communicate()
+        processes[stopped].kill()
+        processes[stopped].communicate()
+
+
+def test_rounds_of_a_job_meet_anew_in_the_same_store() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from torch.distributed import HashStore
+
+    from deploykit.rank_meeting import meet as meeting
+
+    store = HashStore()
+    with ThreadPoolExecutor(6) as pool:
+
+        def words(world: int) -> set[str]:
+            found = [pool.submit(meeting, store, rank, world, timeout_s=30.0) for rank in range(world)]
+            return {each.result() for each in found}
+
+        rounds = [words(2), words(3), words(2)]
+        assert [len(found) for found in rounds] == [1, 1, 1] and len(set.union(*rounds)) == 3
+    store.delete_key("here/1")
+    with pytest.raises(InputError, match="missing: rank 1"):
+        meeting(store, 0, 2, timeout_s=0.3)
 
 
 def test_statistics_of_shares_are_those_of_all(trained: Trained) -> None:

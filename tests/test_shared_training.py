@@ -22,6 +22,7 @@ from deploykit.shared_training import Team
 from deploykit.training_recipes import TrainOptions
 
 LENET = ["train", "lenet5", "--data", "shapes", "--threads", "1"]
+AVERAGED = ["--epochs", "2", "--ema", "0.99", "--clip-norm", "1.0"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
@@ -42,12 +43,12 @@ def assert_same_course(found: Path, wanted: Path, tolerance: float) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LeNet-5 after two epochs in one process: no dropout, no BatchNorm, so that only sums are in another order."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run([*DEPLOYKIT, *LENET, "--epochs", "2", "-o", str(folder)], check=True, capture_output=True)
+    subprocess.run([*DEPLOYKIT, *LENET, *AVERAGED, "-o", str(folder)], check=True, capture_output=True)
     return folder
 
 
 def test_two_processes_learn_as_one_with_the_same_batch(alone: Path, tmp_path: Path) -> None:
-    told = [*LENET, "--epochs", "2", "-o", str(tmp_path / "run"), "--json"]
+    told = [*LENET, *AVERAGED, "-o", str(tmp_path / "run"), "--json"]
     first, second = finish(start([*DEPLOYKIT, *told]))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1:] == ("", "")  # rank 0 prints
@@ -55,7 +56,7 @@ def test_two_processes_learn_as_one_with_the_same_batch(alone: Path, tmp_path: P
     assert record == json.loads((tmp_path / "run" / "train.json").read_text())
     assert any("2 processes shared" in text for text in record["warnings"])
     assert record["options"]["batch_size"] == json.loads((alone / "train.json").read_text())["options"]["batch_size"]
-    assert_same_course(tmp_path / "run", alone, 2e-3)
+    assert_same_course(tmp_path / "run", alone, 5e-3)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
@@ -112,6 +113,7 @@ def test_a_network_with_batchnorm_learns_as_one_process_where_it_is_synchronised
 def wait_for(path: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
     until = time.monotonic() + 120
     while not path.exists():
+        time.sleep(0.05)  # what is waited for needs the processors
         assert time.monotonic() < until and all(process.poll() is None for process in processes)
 
 
@@ -136,6 +138,43 @@ def test_a_killed_process_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -
     for code, _, err in finish(start(whole)):
         assert code == 0, err
     assert_same_course(tmp_path / "run", tmp_path / "whole", 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_one_process_goes_on_where_two_were(tmp_path: Path) -> None:
+    told = [*DEPLOYKIT, *LENET, "--epochs", "4", "--mixup", "0.2", "-o", str(tmp_path / "run")]
+    processes = start(told)
+    wait_for(tmp_path / "run" / "state.safetensors", processes)
+    processes[1].kill()
+    finish(processes)
+    done = subprocess.run([*told, "--resume", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert len(record["history"]) == 4 and record["mfu"] is None
+    assert any("were trained by 2 processes, and later ones by others" in text for text in record["warnings"])
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_all_alike(tmp_path: Path) -> None:
+    told = [*LENET, "--epochs", "1", "--learning-rate", "1e30", "--warmup-epochs", "0", "-o", str(tmp_path / "run")]
+    for code, _, err in finish(start([*DEPLOYKIT, *told])):
+        assert code == 2 and "loss became" in err
+
+
+def test_a_restarted_job_keeps_what_was_there_before_it(alone: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(alone, tmp_path / "before"))
+    told = [*DEPLOYKIT, *LENET, *AVERAGED, "-o", str(folder)]
+    again = os.environ | {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}
+    os.utime(folder / "train.json", (1e9, 1e9))
+    done = subprocess.run(told, env=again, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds a training already" in done.stderr
+    os.utime(folder / "train.json")  # as if an earlier round of this job had written it
+    done = subprocess.run(told, env=again, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "train.json").read_bytes() == (alone / "train.json").read_bytes()
 
 
 @pytest.mark.slow
@@ -175,7 +214,7 @@ def test_processes_of_other_options_are_refused_by_name(tmp_path: Path) -> None:
     command = 'exec "$0" -m deploykit train lenet5 --data shapes --epochs 1 --seed "$RANK" -o "$1"'
     first, second = finish(start(["sh", "-c", command, sys.executable, str(tmp_path / "run")]))
     assert (first[0], second[0]) == (2, 2)
-    assert "the processes differ in training" in first[2] + second[2]
+    assert "the processes differ in training options seed: rank" in first[2] + second[2]
     assert not (tmp_path / "run").exists()
 
 
@@ -189,7 +228,7 @@ def test_a_step_has_a_picture_for_each_process(tmp_path: Path) -> None:
 
 def test_a_training_that_is_finished_is_returned_to_all(alone: Path) -> None:
     before = (alone / "train.json").read_bytes()
-    told = [*LENET, "--epochs", "2", "-o", str(alone), "--resume", "--json"]
+    told = [*LENET, *AVERAGED, "-o", str(alone), "--resume", "--json"]
     first, second = finish(start([*DEPLOYKIT, *told]))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert json.loads(first[1]) == json.loads(before)

@@ -81,7 +81,7 @@ def evaluate(
     )
     _check_count(models, ensemble)
     given: dict[str, Any] = {"reference": reference, "preprocess": parse_preprocess(preprocess)}
-    with shared_work() as ranks:
+    with shared_work(gpu_each=provider not in ("cpu", "openvino")) as ranks:
         writes = output is not None and ranks.rank == 0
         if output and writes:
             check_writable(output, overwrite=overwrite)

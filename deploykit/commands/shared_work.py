@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import InputError
@@ -13,7 +15,7 @@ from deploykit.terminal import note
 if TYPE_CHECKING:
     from deploykit.progress import Progress
 
-__all__ = ["SHARED", "check_shared", "restarted", "shared_progress", "shared_work"]
+__all__ = ["SHARED", "check_shared", "restarted_with", "shared_progress", "shared_work"]
 
 SHARED = ("train", "evaluate", "quantize")
 
@@ -28,8 +30,11 @@ def check_shared(command: str | None) -> None:
 
 
 @contextmanager
-def shared_work() -> Iterator[Ranks]:
+def shared_work(*, gpu_each: bool = False) -> Iterator[Ranks]:
     """The processes that ``torchrun`` has started for this command, of which rank 0 writes and prints.
+
+    Args:
+        gpu_each: Each sees the GPU of its own number alone, for runtimes that take the first one.
 
     Raises:
         MissingDependencyError: torch is not installed, which joins them.
@@ -44,14 +49,29 @@ def shared_work() -> Iterator[Ranks]:
     require("torch", extra="torch", purpose="sharing the work of several processes")
     from deploykit.process_group import joined
 
+    if gpu_each:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        mine = seen.split(",")[found.local_rank : found.local_rank + 1] if seen else [str(found.local_rank)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     with joined(found, lambda reason: note(f"error: {reason}")) as ranks:
         yield ranks
 
 
-def restarted() -> bool:
-    """Whether ``torchrun`` has started the job again (``--max-restarts``) after it lost a process."""
-    found = job()
-    return found is not None and found.attempt > 0
+def restarted_with(*results: Path) -> bool:
+    """Whether this job of ``torchrun`` has written one of ``results`` in an earlier round, with which it then goes on.
+
+    Rounds end when a process is lost or, which nothing counts, when a machine comes or goes. What was there before the
+    job's agent started is not this job's, and the agent is the parent of every process.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    import psutil
+
+    try:
+        began = psutil.Process(os.getppid()).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return any(path.stat().st_mtime >= began for path in results if path.exists())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.commands.options import DataDir, Json, NetworkOptions, Overwrite, Threads, parse_network_options
-from deploykit.commands.shared_work import restarted, shared_progress, shared_work
+from deploykit.commands.shared_work import restarted_with, shared_progress, shared_work
 from deploykit.errors import InputError
 from deploykit.figures import percent_text
 from deploykit.terminal import note, print_json, print_line
@@ -82,7 +82,7 @@ def train(
     """
     from deploykit import data as room
     from deploykit.models import spec
-    from deploykit.train import train_network
+    from deploykit.train import RECORD, STATE, train_network
     from deploykit.training_recipes import recipe_for
     from deploykit.training_setup import common_size, plan_network
 
@@ -127,7 +127,7 @@ def train(
                 memory_cap=cap,
                 workers=workers,
                 largest_batch=batch_size == "auto",
-                resume=resume or restarted(),
+                resume=resume or restarted_with(output / STATE, output / RECORD),
                 overwrite=overwrite,
                 ranks=ranks,
                 progress=progress,
