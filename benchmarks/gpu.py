@@ -32,50 +32,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "deploykit.gpu-benchmark/1"
-ROOT = Path(__file__).resolve().parent.parent
-TRAINING = {"torch": "torch", "numpy": "numpy", "PIL": "Pillow", "psutil": "psutil", "safetensors": "safetensors"}
-EXPORT = {"onnx": "onnx", "onnxscript": "onnxscript", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime-gpu"}
-"""Modules -> the distributions that bring them."""
+from gpu_document import SCHEMA, holds_figure, is_document, merged, outcome
+from gpu_plan import EXPORT, PARTS, TRAINING
+from gpu_process import GRACE_S, ROOT, end_on_signals, last_line, supervise
 
-MEASURED = frozenset({"images_per_s", "median_ms", "test_top1", "top1"})
-"""Keys of what is measured; what stands beside it are settings, counts and further figures of the same run."""
-
-GRACE_S = 10.0  # after its time a part may still finish what it is writing
 CLOSING_S = 5.0  # to end the last part, to write the file and to print
-EVERY_S = 3.0  # so often the file takes over what the running part has
 LEAST_S = 15.0  # with less left, a part is not begun
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part: its share of the time, the modules it needs beside ``TRAINING``, and whether it can be gone on with."""
-
-    share: float
-    needs: tuple[str, ...] = ()
-    goes_on: bool = False
-
-
-PARTS = {
-    "throughput": Part(0.36, goes_on=True),
-    "lenet": Part(0.13),
-    "inference": Part(0.25, goes_on=True),  # PyTorch's figures need no more
-    "cifar": Part(0.13),
-    "flowers": Part(1.0, tuple(EXPORT), goes_on=True),
-}
 
 
 def main() -> int:
@@ -144,20 +116,6 @@ def refuse(reason: str) -> int:
     return 2
 
 
-def end_on_signals() -> None:
-    """Lets signals end the script by an exception, so that the running part, in a session of its own, is ended too."""
-    signals = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
-
-    def end(number: int, frame: object) -> None:
-        for other in signals:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    for number in signals:
-        signal.signal(number, end)
-
-
 def look_back(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """The document that is to be added to, None where none is; ends the script where no file could be written."""
     from deploykit.errors import InputError
@@ -173,20 +131,6 @@ def look_back(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not is_document(found):
         raise SystemExit(refuse(f"{arguments.output} is no file of this script; give another --output"))
     return found
-
-
-def is_document(found: dict[str, Any]) -> bool:
-    """Whether all is there that adding to it needs."""
-    runs, parts = found.get("runs"), found.get("parts")
-    if found.get("schema") != SCHEMA or not isinstance(runs, list) or not isinstance(parts, dict):
-        return False
-    return all(isinstance(run, dict) and is_number(run.get("seconds")) for run in runs) and all(
-        isinstance(part, dict)
-        and isinstance(part.get("figures"), dict)
-        and is_number(part.get("seconds"))
-        and {"status", "reason"} <= part.keys()
-        for part in parts.values()
-    )
 
 
 def look_at(device: str) -> dict[str, Any]:
@@ -316,73 +260,6 @@ def written(result: Path) -> dict[str, Any]:
     return found
 
 
-def outcome(name: str, document: dict[str, Any], status: str, reason: str | None) -> dict[str, Any]:
-    """A part's entry without figures."""
-    where = {"part": name, "device": document["device"]["name"], "rehearsal": document["rehearsal"]}
-    return {"status": status, "reason": reason, "seconds": 0.0, **where, "figures": {}}
-
-
-def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """A part's new entry, or the old one where that has figures and the new one has none."""
-    if old is None or holds_figure(new["figures"]) or not holds_figure(old["figures"]):
-        return new
-    return old | {"last_try": f"{new['status']}: {new['reason']}"}
-
-
-def holds_figure(value: Any) -> bool:
-    """Whether anything measured is within: neither a setting nor a count is."""
-    if isinstance(value, dict):
-        return any((key in MEASURED and is_number(item)) or holds_figure(item) for key, item in value.items())
-    return isinstance(value, list) and any(map(holds_figure, value))
-
-
-def is_number(value: Any) -> bool:
-    """JSON's true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def supervise(command: list[str], until: float, meanwhile: Callable[[], None] = lambda: None) -> str:
-    """Runs a part until it ends, or until its time and a grace are over; what it died of, if it did.
-
-    Calls ``meanwhile`` every few seconds.
-    """
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]  # an empty one is "."
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            code = wait_for(process, until + GRACE_S, meanwhile)
-        finally:
-            end_group(process)
-        log.seek(0)
-        text = log.read().decode(errors="replace")
-    return "" if code in (0, None) else f"exit code {code}: {last_line(text)}"
-
-
-def wait_for(process: subprocess.Popen[bytes], end: float, meanwhile: Callable[[], None]) -> int | None:
-    """Its exit code; None where it still runs at the end."""
-    while True:
-        try:
-            return process.wait(timeout=max(0.1, min(EVERY_S, end - time.time())))
-        except subprocess.TimeoutExpired:
-            if time.time() >= end:
-                return None
-        meanwhile()
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends what the part has started, and the part where it still runs."""
-    with contextlib.suppress(ProcessLookupError):  # all have ended
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def last_line(text: str) -> str:
-    """The last line that says something, at a bounded length."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
-
-
 def save(path: Path, document: dict[str, Any], started: float) -> None:
     """Writes the file, with the time that this run has taken and that all runs have. Raises: OutputError."""
     from deploykit.files import write_json
@@ -394,7 +271,7 @@ def save(path: Path, document: dict[str, Any], started: float) -> None:
 
 def print_table(document: dict[str, Any]) -> None:
     """The short form: one line a figure that the programme is about."""
-    from gpu_parts import headlines
+    from gpu_headlines import headlines
 
     print(document["label"])
     for name, part in document["parts"].items():

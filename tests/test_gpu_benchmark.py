@@ -22,7 +22,13 @@ from deploykit.results import Training
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 sys.path.insert(0, str(SCRIPT.parent))
 import gpu  # noqa: E402
-import gpu_parts  # noqa: E402
+import gpu_document  # noqa: E402
+import gpu_flowers  # noqa: E402
+import gpu_headlines  # noqa: E402
+import gpu_inference  # noqa: E402
+import gpu_job  # noqa: E402
+import gpu_process  # noqa: E402
+import gpu_throughput  # noqa: E402
 
 no_gpu = pytest.mark.skipif(bool(environment.describe()["gpus"]), reason="needs a machine without an NVIDIA GPU")
 
@@ -107,10 +113,10 @@ def test_parts_without_time_are_skipped_say_so_and_leave_earlier_figures(tmp_pat
 
 def test_a_part_that_dies_or_hangs_is_ended_and_said():
     code = "import sys; print('kernels are gone', file=sys.stderr); sys.exit(3)"
-    assert gpu.supervise([sys.executable, "-c", code], time.time() + 60) == "exit code 3: kernels are gone"
+    assert gpu_process.supervise([sys.executable, "-c", code], time.time() + 60) == "exit code 3: kernels are gone"
     began = time.monotonic()
     code = "import subprocess, time; subprocess.run(['sleep', '600'])"
-    assert gpu.supervise([sys.executable, "-c", code], time.time() - gpu.GRACE_S) == ""
+    assert gpu_process.supervise([sys.executable, "-c", code], time.time() - gpu_process.GRACE_S) == ""
     assert time.monotonic() - began < 30
 
 
@@ -119,7 +125,7 @@ def test_a_signal_to_the_script_ends_the_part_too(tmp_path, number):
     pipe = tmp_path / "pipe"  # which the part holds open for as long as it lives
     os.mkfifo(pipe)
     part = f"import time; pipe = open({str(pipe)!r}, 'w'); print('here', file=pipe, flush=True); time.sleep(600)"
-    code = "import gpu, sys; gpu.end_on_signals(); gpu.supervise([sys.executable, '-c', sys.argv[1]], 1e12)"
+    code = "import sys, gpu_process as p; p.end_on_signals(); p.supervise([sys.executable, '-c', sys.argv[1]], 1e12)"
     script = subprocess.Popen([sys.executable, "-c", code, part], cwd=SCRIPT.parent)
     with pipe.open() as end:
         assert end.readline() == "here\n"
@@ -132,36 +138,36 @@ def test_a_part_imports_from_nowhere_but_where_it_should(monkeypatch):
     code = "import os, sys; sys.exit(os.environ['PYTHONPATH'])"
     for before, after in (("", ()), (os.pathsep, ()), (f"/a{os.pathsep}{os.pathsep}/b", ("/a", "/b"))):
         monkeypatch.setenv("PYTHONPATH", before)
-        said = gpu.supervise([sys.executable, "-c", code], time.time() + 60)
-        assert said == f"exit code 1: {os.pathsep.join([str(gpu.ROOT), *after])}"
+        said = gpu_process.supervise([sys.executable, "-c", code], time.time() + 60)
+        assert said == f"exit code 1: {os.pathsep.join([str(gpu_process.ROOT), *after])}"
 
 
 def test_a_network_that_fails_is_told_in_its_parts_status():
     good, bad = {"test_top1": 0.9, "files": []}, {"error": "no memory"}
-    assert gpu_parts.ending({"a": good, "dataset": "flowers"}) == ("done", None)
-    assert gpu_parts.ending({"a": good, "b": bad}) == ("partial", "1 of 2: no memory")
-    assert gpu_parts.ending({"b": bad}) == ("failed", "1 of 1: no memory")
-    assert gpu_parts.ending({"a": {"torch": [], "onnxruntime": [{"error": "no CUDA"}]}, "b": good})[0] == "partial"
+    assert gpu_document.ending({"a": good, "dataset": "flowers"}) == ("done", None)
+    assert gpu_document.ending({"a": good, "b": bad}) == ("partial", "1 of 2: no memory")
+    assert gpu_document.ending({"b": bad}) == ("failed", "1 of 1: no memory")
+    assert gpu_document.ending({"a": {"torch": [], "onnxruntime": [{"error": "no CUDA"}]}, "b": good})[0] == "partial"
     row = {"errors": ["no compiler"], "synthetic": {"images_per_s": 12.5}}
-    assert gpu_parts.ending({"a": row}) == ("partial", "1 of 1: no compiler")
-    assert gpu_parts.ending({"a": {"errors": ["diverged"], "synthetic": {}}}) == ("failed", "1 of 1: diverged")
-    assert gpu_parts.ending({"a": {"torch": [{"median_ms": 1.5}, {"error": "no kernel"}]}})[1] == "1 of 1: no kernel"
+    assert gpu_document.ending({"a": row}) == ("partial", "1 of 1: no compiler")
+    assert gpu_document.ending({"a": {"errors": ["diverged"], "synthetic": {}}}) == ("failed", "1 of 1: diverged")
+    assert gpu_document.ending({"a": {"torch": [{"median_ms": 1.5}, {"error": "no kernel"}]}})[1] == "1 of 1: no kernel"
     row = {"synthetic": {"images_per_s": 12.5}, "real": {"skipped": "no flowers"}}
-    assert gpu_parts.ending({"a": row}) == ("partial", "1 of 1: no flowers")
-    assert gpu_parts.ending({"a": good | {"latency_error": "no time was left"}})[0] == "partial"
+    assert gpu_document.ending({"a": row}) == ("partial", "1 of 1: no flowers")
+    assert gpu_document.ending({"a": good | {"latency_error": "no time was left"}})[0] == "partial"
 
 
 def test_settings_and_counts_are_no_figures():
     for nothing in ({}, {"a": {"torch": [], "onnxruntime": []}}, {"epochs_of_recipe": 40}, {"a": {"batch": 64}}):
-        assert not gpu.holds_figure(nothing)
-    assert not gpu.holds_figure({"a": {"test_top1": None, "top1": True}})
-    assert gpu.holds_figure({"a": {"torch": [{"batch": 1, "median_ms": 0.0}]}})
+        assert not gpu_document.holds_figure(nothing)
+    assert not gpu_document.holds_figure({"a": {"test_top1": None, "top1": True}})
+    assert gpu_document.holds_figure({"a": {"torch": [{"batch": 1, "median_ms": 0.0}]}})
     old = {"status": "partial", "reason": "ran out of time", "figures": {"a": {"test_top1": 0.5}}}
     new = {"status": "failed", "reason": "no memory", "figures": {"epochs_of_recipe": 40}}
-    assert gpu.merged(old, new) == old | {"last_try": "failed: no memory"}
-    assert gpu.merged(new, old) == old and gpu.merged(None, new) == new
+    assert gpu_document.merged(old, new) == old | {"last_try": "failed: no memory"}
+    assert gpu_document.merged(new, old) == old and gpu_document.merged(None, new) == new
     better = {"status": "done", "reason": None, "figures": {"a": {"test_top1": 0.6}}}
-    assert gpu.merged(old, better) == better
+    assert gpu_document.merged(old, better) == better
 
 
 def test_the_ratio_gives_both_loops_the_same_batch_sizes():
@@ -171,11 +177,11 @@ def test_the_ratio_gives_both_loops_the_same_batch_sizes():
 
     row = {"synthetic": tried(b64=300.0, b128=400.0), "plain": tried(b64=100.0)}
     row["real"] = {"images_per_s": 150.0}
-    gpu_parts.compare(row)
+    gpu_throughput.compare(row)
     assert (row["synthetic"]["times_plain"], row["synthetic"]["compared_batch_sizes"]) == (3.0, [64])
     assert row["real"]["times_plain"] == 1.5
     row["plain"] = tried(b64=100.0, b128=160.0)
-    gpu_parts.compare(row)
+    gpu_throughput.compare(row)
     assert (row["synthetic"]["times_plain"], row["synthetic"]["compared_batch_sizes"]) == (2.5, [64, 128])
     assert row["real"]["times_plain"] == pytest.approx(150 / 160, abs=1e-3)
 
@@ -194,7 +200,7 @@ def test_speed_is_that_of_the_median_epoch_after_the_first():
         options={"batch_size": 8},
         history=tuple({"train_seconds": value} for value in seconds),
     )
-    found = gpu_parts.settled_speed(record, 100)
+    found = gpu_throughput.settled_speed(record, 100)
     assert (found["images_per_s"], found["mfu"]) == (50.0, 0.625)
 
 
@@ -207,7 +213,7 @@ def gathers_too_far(path):
 
 def job_in(folder, **changes):
     paths = {"work": str(folder), "result": str(folder / "result.json")}
-    return gpu_parts.Job("cpu", "cpu", True, None, time.time() + 300, **paths, **changes)
+    return gpu_job.Job("cpu", "cpu", True, None, time.time() + 300, **paths, **changes)
 
 
 def test_what_torch_cannot_do_is_noted_and_the_next_network_goes_on(tmp_path):
@@ -219,7 +225,7 @@ def test_what_torch_cannot_do_is_noted_and_the_next_network_goes_on(tmp_path):
         row["synthetic"] = {"images_per_s": 5.0}
 
     for network in ("broken", "fine"):
-        gpu_parts._measure(job, network, measure)
+        gpu_throughput._measure(job, network, measure)
     noted = ["RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"]
     assert gpu.written(tmp_path / "result.json")["figures"] == {
         "broken": {"errors": noted},
@@ -231,17 +237,17 @@ def test_what_torch_cannot_do_is_noted_and_the_next_network_goes_on(tmp_path):
         raise RuntimeError("no kernel image")
 
     job.figures = {"fine": {"torch": []}}
-    gpu_parts._add(job, "fine", "torch", timings())
+    gpu_inference._add(job, "fine", "torch", timings())
     assert job.figures["fine"]["torch"] == [{"median_ms": 1.0}, {"error": "RuntimeError: no kernel image"}]
 
 
 def test_networks_without_figures_are_trained_first_and_a_failure_takes_none_away(tmp_path):
     done, lacking = {"test_top1": 0.9}, {"test_top1": 0.8, "latency_error": "no time was left"}
     figures = {"a": done, "b": lacking, "c": {"error": "no time was left"}}
-    assert gpu_parts.still_waiting(("a", "b", "c", "d"), figures) == ["c", "d", "b"]
+    assert gpu_flowers.still_waiting(("a", "b", "c", "d"), figures) == ["c", "d", "b"]
     job = job_in(tmp_path, figures=dict(figures))
     for name in ("b", "c"):
-        gpu_parts._take(job, name, {"error": "no memory"})
+        gpu_flowers._take(job, name, {"error": "no memory"})
     assert job.figures == figures | {"c": {"error": "no memory"}}
 
 
@@ -255,21 +261,21 @@ def test_latency_on_the_cpu_is_called_that_and_what_cannot_be_timed_says_why(tmp
         else:
             conv_chain(path, layers=1, channels=2, size=4)
         file = {"recipe": "fp32", "file": path.name, "sha256": sha256_file(path), "top1": 0.5, "file_bytes": 1000}
-        rows[network] = {"files": [file], "latency_error": gpu_parts.NO_LATENCY}
+        rows[network] = {"files": [file], "latency_error": gpu_flowers.NO_LATENCY}
     sound = rows["fails"]["files"][0] | {"file": "sound.onnx"}
     conv_chain(tmp_path / "fails" / "sound.onnx", layers=1, channels=2, size=4)
     rows["fails"]["files"].append(sound | {"sha256": sha256_file(tmp_path / "fails" / "sound.onnx")})
     (tmp_path / "gone" / "gone.onnx").unlink()  # as after an earlier run
     job = job_in(tmp_path, figures=rows)
-    gpu_parts.latencies(job)
+    gpu_flowers.latencies(job)
     cpu = rows["timed"]["files"][0]["cpu"]
     assert cpu["name"] == environment.describe()["cpu"] and cpu["threads"] == 1 and cpu["median_ms"] > 0
-    assert "latency_error" not in rows["timed"] and rows["gone"]["latency_error"] == gpu_parts.NO_LATENCY
+    assert "latency_error" not in rows["timed"] and rows["gone"]["latency_error"] == gpu_flowers.NO_LATENCY
     assert "fails" in rows["fails"]["latency_error"] and "cpu" in rows["fails"]["files"][1]
-    line, *_ = gpu_parts.headlines("flowers", rows)
+    line, *_ = gpu_headlines.headlines("flowers", rows)
     assert line == f"timed fp32: 50.0 %, 0.00 MB, {cpu['median_ms']:.2f} ms on the CPU, 1 thread"
     job.until = time.time()
-    gpu_parts.latencies(job)
+    gpu_flowers.latencies(job)
     assert rows["timed"]["latency_error"] == "no time was left"
 
 
@@ -277,7 +283,7 @@ def test_a_line_of_inference_keeps_what_was_computed_in_apart_from_the_file():
     rows = {"way": "onnxruntime cuda", "batch": 1, "median_ms": 2.0, "file_precision": "fp32"}
     unknown, known = rows | {"computed_in": None}, rows | {"computed_in": "tf32", "cuda_graph": True}
     figures = {"resnet50": {"torch": [], "onnxruntime": [unknown, known]}}
-    assert list(gpu_parts.headlines("inference", figures)) == [
+    assert list(gpu_headlines.headlines("inference", figures)) == [
         "resnet50, batch 1, onnxruntime cuda fp32 file, computed in an unknown precision: 2.000 ms",
         "resnet50, batch 1, onnxruntime cuda tf32 with a CUDA graph: 2.000 ms",
     ]
@@ -393,7 +399,7 @@ def test_a_script_that_is_ended_leaves_what_the_running_part_has(tmp_path):
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--only", "throughput"]
     script, output = subprocess.Popen(command, cwd=tmp_path), tmp_path / "gpu.json"
     document = None
-    while not (document and gpu.holds_figure(document["parts"])):
+    while not (document and gpu_document.holds_figure(document["parts"])):
         with pytest.raises(subprocess.TimeoutExpired):
             script.wait(timeout=0.2)
         document = json.loads(output.read_text()) if output.exists() else None
@@ -401,5 +407,5 @@ def test_a_script_that_is_ended_leaves_what_the_running_part_has(tmp_path):
     script.terminate()
     assert script.wait(timeout=60) == 143 and not part.is_running()
     left = json.loads(output.read_text())["parts"]["throughput"]
-    assert left["status"] == "running" and gpu.holds_figure(left["figures"])
+    assert left["status"] == "running" and gpu_document.holds_figure(left["figures"])
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
