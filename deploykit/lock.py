@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import OutputError
+from deploykit.process_start import started
 
 __all__ = ["LOCK", "folder_lock"]
 
@@ -41,19 +42,8 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _myself() -> str:
-    holder = {"pid": os.getpid(), "host": platform.node(), "started": _started(os.getpid())}
+    holder = {"pid": os.getpid(), "host": platform.node(), "started": started(os.getpid())}
     return json.dumps(holder | {"token": secrets.token_hex(8)})
-
-
-def _started(pid: int) -> float | None:
-    """When a process began (seconds since 1970); None when it is gone or dead and only not yet collected."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
-        return None
 
 
 def _acquire(path: Path, own: str) -> None:
@@ -104,8 +94,8 @@ def _live_holder(path: Path, text: str) -> str | None:
     pid, host = holder["pid"], holder["host"]
     if host != platform.node():
         return f"process {pid} on {host} (remove {path} if it is gone)"
-    started, then = _started(pid), holder.get("started")
-    if started is None or (isinstance(then, float) and abs(started - then) > _WRITING_S):
+    began, then = started(pid), holder.get("started")
+    if began is None or (isinstance(then, float) and abs(began - then) > _WRITING_S):
         return None  # gone, or its number was given to another process since
     return f"process {pid}"
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from deploykit.errors import RankError
 from deploykit.files import remove_unfinished
+from deploykit.process_start import started
 
 __all__ = ["RankWatch", "Store"]
 
@@ -59,7 +60,7 @@ class _Other:
     @property
     def gone(self) -> bool:
         """Whether it is a process of this machine that has ended."""
-        return self.host == _here() and abs((_started(self.pid) or 0.0) - self.started) > _MISREAD_S
+        return self.host == _here() and abs((started(self.pid) or 0.0) - self.started) > _MISREAD_S
 
 
 class RankWatch:
@@ -80,7 +81,7 @@ class RankWatch:
         self._verdict: RankError | None = None
         self._stopped, self._lock, self._ending = threading.Event(), threading.Lock(), threading.Lock()
         self._looked = time.monotonic()
-        store.set(f"who/{rank}", json.dumps([_here(), os.getpid(), _started(os.getpid())]))
+        store.set(f"who/{rank}", json.dumps([_here(), os.getpid(), started(os.getpid())]))
         others = [number for number in range(world) if number != rank]
         self._others = [_Other(number, *json.loads(store.get(f"who/{number}"))) for number in others]
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -210,14 +211,3 @@ def _here() -> str:
         return f"{platform.node()}{_NAMESPACE}{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return platform.node()
-
-
-def _started(pid: int) -> float | None:
-    """When a process began; None when it is gone or dead and only not yet collected."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
-        return None

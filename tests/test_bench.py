@@ -228,7 +228,11 @@ def test_energy_is_that_of_the_timed_calls(tmp_path):
 
 @pytest.mark.parametrize(
     ("median_ms", "step_ns", "note"),
-    [(1.0, 50, None), (0.015, 50, "Python's call into ONNX Runtime"), (0.12, 5000, "takes 120 µs, and the timer steps by 5 µs")],
+    [
+        (1.0, 50, None),
+        (0.015, 50, "Python's call into ONNX Runtime"),
+        (0.12, 5000, "takes 120 µs, and the timer steps by 5 µs"),
+    ],
 )
 def test_calls_that_are_too_short_are_said(median_ms, step_ns, note):
     said = timer_note(median_ms, step_ns)

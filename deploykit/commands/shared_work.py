@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.errors import InputError
+from deploykit.process_start import started
 from deploykit.ranks import ALONE, Ranks, job
 from deploykit.terminal import note
 
@@ -65,13 +66,8 @@ def restarted_with(*results: Path) -> bool:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
-    import psutil
-
-    try:
-        began = psutil.Process(os.getppid()).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return any(path.stat().st_mtime >= began for path in results if path.exists())
+    began = started(os.getppid())
+    return began is not None and any(path.stat().st_mtime >= began for path in results if path.exists())
 
 
 @contextmanager
