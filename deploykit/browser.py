@@ -44,6 +44,10 @@ _FLAGS = (
     "--disable-features=SpareRendererForSitePerProcess",
 )
 _OF_BROWSER = {"--top-chrome-webui", "--extension-process"}  # renderers of its own surface
+_LONGEST = (
+    55  # letters: sockaddr_un has 104 on macOS, and the browser adds /org.chromium.Chromium.XXXXXX/SingletonSocket
+)
+_SHORT = "/tmp"
 _GOODBYE_S = 8.0  # the guard's grace, and time to remove the profile
 _ERROR_CHARACTERS = 200
 
@@ -67,6 +71,15 @@ def find_browser() -> str:
     )
 
 
+def _profile() -> str:
+    """A new folder whose name leaves room for that of the browser's socket, of which systems take about 100 letters."""
+    made = tempfile.mkdtemp(prefix="deploykit-browser-")
+    if len(made) <= _LONGEST or not Path(_SHORT).is_dir():
+        return made
+    Path(made).rmdir()
+    return tempfile.mkdtemp(prefix="deploykit-browser-", dir=_SHORT)
+
+
 class Browser:
     """One browser with a profile of its own that shows one page; ``end`` has to be called, and is safe to repeat.
 
@@ -76,7 +89,7 @@ class Browser:
     """
 
     def __init__(self, program: str, url: str) -> None:
-        self._profile = tempfile.mkdtemp(prefix="deploykit-browser-")
+        self._profile = _profile()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end
         flags = [*_FLAGS, *(["--no-sandbox"] if _is_superuser() else []), f"--user-data-dir={self._profile}", url]
         guard = [sys.executable, "-I", "-S", str(Path(browser_guard.__file__)), self._profile]
@@ -85,6 +98,7 @@ class Browser:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env=os.environ | {"TMPDIR": self._profile},  # what it makes there goes with the profile
             start_new_session=True,  # Ctrl-C reaches the whole group: the parent decides
         )
         assert self._guard.stdout is not None

@@ -98,7 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     with prepared_streams(), interruptible(_last_words):
-        return _guarded([argument for argument in given if argument != "--debug"], debug)
+        code = _guarded([argument for argument in given if argument != "--debug"], debug)
+        if code and "WORLD_SIZE" in os.environ and arguments is None:
+            # Of a group that has lost members torch's threads may abort the interpreter while it ends.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
 
 def _last_words() -> None:

@@ -123,11 +123,24 @@ def joined(job: Job, last_words: Callable[[str], None]) -> Iterator[ProcessGroup
             f"rank {job.rank} could not join the {job.world} processes within {_JOIN.seconds // 60} minutes:"
             f" {' '.join(str(problem).split())[:200]}"
         ) from problem
-    with _told(watch, keeps_store=job.keeps_store):
+    with _left(), _told(watch, keeps_store=job.keeps_store):
         meeting = PrefixStore(f"deploykit/{word}/group", store)
         dist.init_process_group(_backend(), store=meeting, rank=job.rank, world_size=job.world, timeout=_CALL)
         yield ProcessGroup(job, watch)
-    dist.destroy_process_group()  # not after a failure: NCCL would wait there for those that are gone
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    """Leaves the group; after a failure not between GPUs, where NCCL would wait for those that are gone."""
+    import torch.distributed as dist
+
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if dist.is_initialized() and not (failed and _backend() != "gloo"):
+            dist.destroy_process_group()
 
 
 @contextmanager

@@ -221,23 +221,30 @@ def test_a_page_that_dies_is_told(tmp_path):
 @in_browser
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_of_the_browser_outlives_the_command(tmp_path, number):
+@pytest.mark.parametrize("place", ["", "a folder with a name so long that a socket has no room in it"])
+def test_nothing_of_the_browser_outlives_the_command(tmp_path, number, place):
     conv_chain(tmp_path / "net.onnx", 2)
     flags = ("--provider", "web", "--threads", 1, "--min-time", 60, "--max-time", 100)
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    (folder := tmp_path / place).mkdir(exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(
         command("bench", "net.onnx", *flags), cwd=tmp_path, env=environment, stderr=subprocess.PIPE
     ) as process:
         while not any("--type=renderer" in words for words in _command_lines(process.pid)):
             assert process.poll() is None
         family = psutil.Process(process.pid).children(recursive=True)
-        assert list(tmp_path.glob("deploykit-browser-*"))
+        told = [word for words in _command_lines(process.pid) for word in words if word.startswith(_PROFILE)]
+        profile = Path(told[0].removeprefix(_PROFILE))
+        assert profile.is_dir() and len(str(profile)) < 60
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert len(family) > 3
     assert psutil.wait_procs(family, timeout=30)[1] == []
-    assert list(tmp_path.glob("deploykit-browser-*")) == []
+    assert not profile.exists()
+
+
+_PROFILE = "--user-data-dir="
 
 
 def _command_lines(pid):
