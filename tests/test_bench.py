@@ -190,6 +190,7 @@ def test_an_idle_worker_uses_no_processor_time_while_another_measures(tmp_path):
             assert used_ns(idle) - before < 1e6
 
 
+@pytest.mark.slow
 def test_time_by_operator_is_measured_apart(tmp_path):
     stages = []
     record = bench_onnx(
@@ -270,6 +271,7 @@ def test_every_combination_and_each_once(tmp_path):
     assert all(len(timing.turns_ms) == 1 and len(timing.turns_ms[0]) >= 2 for timing in record.results)
 
 
+@pytest.mark.slow
 def test_the_others_go_on_without_one_that_hangs(tmp_path):
     fine, hangs = relu(tmp_path / "fine.onnx"), endless_loop(tmp_path / "endless.onnx")
     record = bench_onnx([hangs, fine], QUICK, keep_going=True, timeout_s=2, samples=5, min_time_s=0.0)
@@ -379,6 +381,7 @@ def test_a_process_that_dies_after_its_last_turn_has_no_figures(tmp_path):
     assert [(failure.model, "SIGKILL" in failure.error) for failure in record.failures] == [("one", True)]
 
 
+@pytest.mark.slow
 def test_reasons_that_differ_are_all_said_when_nothing_is_left(tmp_path):
     hangs = endless_loop(tmp_path / "hangs.onnx")
     with pytest.raises(InputError) as info:

@@ -67,6 +67,7 @@ def test_a_model_that_crashes_the_runtime_is_reported_and_the_others_go_on(tmp_p
     assert (alone.returncode, alone.stdout) == (2, "") and "SIGFPE" in one_line(alone.stderr)
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_meets_its_time_limit(tmp_path):
     endless_loop(tmp_path / "hangs.onnx")
     relu(tmp_path / "fine.onnx")
@@ -78,6 +79,7 @@ def test_a_model_that_hangs_meets_its_time_limit(tmp_path):
     assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["fine"]
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_worker_that_is_killed_amid_its_turns_is_reported_and_the_others_go_on(tmp_path):
     conv_chain(tmp_path / "one.onnx", 4)
@@ -135,6 +137,7 @@ def test_cuda_without_a_gpu_is_one_line_and_no_figures(tmp_path):
 # What is measured
 
 
+@pytest.mark.slow
 def test_every_combination_in_one_call(tmp_path):
     relu(tmp_path / "m.onnx")
     flags = ("--threads", "1,2", "--batch", 1, "--batch", 4, "--processes", 2, "--samples", 10, "--min-time", 0.01)

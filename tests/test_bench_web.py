@@ -182,6 +182,7 @@ def test_memory_is_the_models(tmp_path):
 # What goes wrong
 
 
+@pytest.mark.slow
 @in_browser
 def test_a_model_that_the_browser_cannot_run_leaves_the_others_their_figures(tmp_path):
     relu(tmp_path / "fine.onnx")
@@ -199,6 +200,7 @@ def test_a_model_that_the_browser_cannot_run_leaves_the_others_their_figures(tmp
     assert failure["error"] in error
 
 
+@pytest.mark.slow
 @in_browser
 def test_a_model_that_hangs_meets_its_time_limit(tmp_path):
     endless_loop(tmp_path / "hangs.onnx")
@@ -218,6 +220,7 @@ def test_a_page_that_dies_is_told(tmp_path):
             worker.ask("measure", runs=3, lead=1)
 
 
+@pytest.mark.slow
 @in_browser
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -168,6 +168,7 @@ def test_the_chain_by_hand(cli: Cli, trained: Trained, tmp_path: Path, monkeypat
     }
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -351,6 +352,7 @@ def _as_root(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")(test)
 
 
+@pytest.mark.slow
 @_as_root
 @pytest.mark.parametrize("options", ["size=64k", "size=1m,ro"], ids=["full", "read-only"])
 def test_a_real_full_disk_and_a_real_read_only_folder(options: str, cli: Cli, tmp_path: Path, trained: Trained) -> None:
@@ -437,6 +439,7 @@ def test_texts_become_values(tmp_path: Path) -> None:
         parse_preprocess("{size}")
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_ascii_only() -> None:
     """Letters become question marks; JSON stays whole, escaped."""
     plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}

@@ -48,6 +48,7 @@ def test_ort_form_is_added_and_answers_alike(model, tmp_path):
     assert {"Resize", "Cast", "GlobalMaxPool"} <= operators
 
 
+@pytest.mark.slow
 def test_ort_form_is_the_same_every_time(model):
     probe = "import ctypes, sys; sys.exit(ctypes.CDLL(None).personality(0x0040000) == -1)"
     if sys.platform != "linux" or subprocess.run([sys.executable, "-c", probe]).returncode:
@@ -118,6 +119,7 @@ def test_bundle_of_phones_is_verified(phones):
     assert (found.verdict, len(found.golden)) == ("same", 6)
 
 
+@pytest.mark.slow
 def test_names_and_sizes_reach_the_snippets(tmp_path):
     """A grey model of a fixed size; a dollar sign begins a variable in Kotlin."""
     import onnx

@@ -414,6 +414,7 @@ def test_label_files(tmp_path: Path) -> None:
         read_labels(tmp_path / "absent.txt")
 
 
+@pytest.mark.slow
 def test_the_command_takes_weights_and_labels(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
     output = tmp_path / "m.onnx"

@@ -329,6 +329,7 @@ def test_sizes_alone_start_no_process(models):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_fresh_processes(tmp_path):
     large, small = matmul(tmp_path / "large.onnx", 2500, 4000), matmul(tmp_path / "small.onnx", 25, 40)
     absolute = gate_onnx(large, options=QUICK, max_memory="20MB").checks[0]
@@ -497,6 +498,7 @@ def test_the_model_that_cannot_run_is_named(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: cannot run unfit.onnx: ")
 
 
+@pytest.mark.slow
 def test_calls_that_are_mostly_overhead_are_doubted(tmp_path):
     ends = [("x", TensorProto.FLOAT, [1, 4])], [("y", TensorProto.FLOAT, [1, 4])]
     tiny = save_graph(tmp_path / "tiny.onnx", [helper.make_node("Relu", ["x"], ["y"])], *ends)
@@ -701,6 +703,7 @@ def test_interrupted_it_leaves_no_process(models):
 # On the command line
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_the_exit_code_says_the_verdict(models, tmp_path, capsys):
     record = tmp_path / "verdict.json"
     limits = ["--max-slowdown", "25%", "--max-memory", "+900%"]

@@ -91,6 +91,7 @@ def _until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
             process.wait(0.01)
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_and_do_the_work_again_when_asked(copied: Path) -> None:
     before = _files(copied)
     options = PipelineOptions(**{**QUICK.__dict__, "seed": 3})
@@ -314,6 +315,7 @@ def test_an_accuracy_that_does_not_know_the_precision_leaves_it(
     assert row.precision == "unknown"
 
 
+@pytest.mark.slow
 def test_interrupted_and_repeated(tmp_path: Path) -> None:
     """SIGINT to the real process: exit code 130, one line, complete steps stay; a repetition goes on from there."""
     command = [sys.executable, "-m", "deploykit", "run", "lenet1", "--data", "shapes", "--epochs", "40"]

@@ -124,6 +124,7 @@ def test_bad_numbers(photos: Path) -> None:
             load_pixels(data.load(photos, "test"), PLAIN, CPU, **bad)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
 @pytest.mark.parametrize("number", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_training(photos: Path, tmp_path: Path, number: str) -> None:

@@ -365,6 +365,7 @@ def test_torchvisions_own_transform_of_googlenets_input() -> None:
     torch.testing.assert_close(theirs._transform_input((pixels - mean) / std), (pixels - own_mean) / own_std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "arguments"),
     [

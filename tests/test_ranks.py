@@ -97,6 +97,7 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert job() is None
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(trained: Trained, tmp_path: Path) -> None:
     told = ["evaluate", str(trained.int8), "--data", "shapes", "--reference", str(trained.onnx), "--batch-size", "7"]
     alone = json.loads(subprocess.check_output([*DEPLOYKIT, *told, "--json"], text=True))
@@ -138,6 +139,7 @@ def test_what_cannot_be_shared_is_refused_by_each(trained: Trained) -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_one_refuses_ends_all_with_its_reason(trained: Trained, tmp_path: Path) -> None:
     taken = tmp_path / "there.json"
     taken.write_text("{}")
@@ -196,12 +198,14 @@ def test_a_process_that_fails_ends_the_other_with_its_reason() -> None:
     assert first[2] == "rank 1 ended: picture 7 is cut short\n"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_done_does_not_end_the_other() -> None:
     first, second = finish(meet("pass", "time.sleep(2)"))
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert first[1:] == second[1:] == ("done\n", "")
 
 
+@pytest.mark.slow
 def test_of_three_processes_the_first_cause_is_told_once() -> None:
     done = finish(meet("raise DataError('picture 7 is cut short')", WAITS_IN_A_CALL, world=3))
     assert [code for code, _, _ in done] == [2, 2, 2]
@@ -212,6 +216,7 @@ def test_of_three_processes_the_first_cause_is_told_once() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_any_failure_is_told_in_one_line() -> None:
     first, _ = finish(meet("raise ValueError('two\\nlines')", WAITS_IN_A_CALL))
     assert (first[0], first[2]) == (2, "rank 1 ended: ValueError: two lines\n")

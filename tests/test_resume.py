@@ -330,6 +330,7 @@ for number in range(moves + 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
 def test_sigkill_at_every_write_and_within_an_epoch(tmp_path: Path) -> None:
     """Two states, checkpoint, history, curves, record: killed before each move, and after the first and the last."""

@@ -88,6 +88,7 @@ with joined(job(), print) as ranks:
 """
 
 
+@pytest.mark.slow
 def test_batchnorm_over_both_processes_is_that_of_the_whole_batch() -> None:
     for code, out, err in finish(start([sys.executable, "-W", "ignore", "-c", SYNCHRONISED])):
         assert (code, out) == (0, "alike\n"), err
@@ -117,6 +118,7 @@ def wait_for(path: Path, processes: Sequence[subprocess.Popen[str]]) -> None:
         assert time.monotonic() < until and all(process.poll() is None for process in processes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_killed_process_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
     told = [*DEPLOYKIT, *LENET, "--epochs", "4", "-o", str(tmp_path / "run")]
@@ -162,6 +164,7 @@ def test_a_loss_that_is_not_finite_ends_all_alike(tmp_path: Path) -> None:
         assert code == 2 and "loss became" in err
 
 
+@pytest.mark.slow
 def test_a_restarted_job_keeps_what_was_there_before_it(alone: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -218,6 +221,7 @@ def test_processes_of_other_options_are_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_step_has_a_picture_for_each_process(tmp_path: Path) -> None:
     told = [*LENET, "--epochs", "1", "--batch-size", "1", "-o", str(tmp_path / "run")]
     first, second = finish(start([*DEPLOYKIT, *told]))
@@ -226,6 +230,7 @@ def test_a_step_has_a_picture_for_each_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_is_finished_is_returned_to_all(alone: Path) -> None:
     before = (alone / "train.json").read_bytes()
     told = [*LENET, *AVERAGED, "-o", str(alone), "--resume", "--json"]

@@ -84,6 +84,7 @@ def test_int8_is_named_where_it_is_clearly_faster(tuned: tuple[Path, Path, Tunin
     assert read_record(folder / "tuning.json") == record
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_file(trained: Trained, tmp_path: Path) -> None:
     """Top-1 and the drop equal what ``evaluate`` counts on the same pictures."""
     record = _search(trained.onnx, tmp_path / "t", replace(QUICK, objective="size"))
@@ -123,6 +124,7 @@ def test_float_is_named_where_int8_is_not_faster(trained: Trained, tmp_path: Pat
     assert (tmp_path / "t" / "front" / "int8.onnx").stat().st_size == smaller.file_bytes
 
 
+@pytest.mark.slow
 def test_float_is_named_where_nothing_keeps_the_accuracy(tmp_path: Path) -> None:
     """The classes are apart by less than what rounding adds; and they are 40, which are not the data's."""
     model = classifier(tmp_path / "m.onnx", width=16, classes=40, apart=1e-3)
@@ -247,6 +249,7 @@ def test_weights_beside_the_model_come_along(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers, create_session(together, threads=1).run(inputs)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_run_here_is_rejected_with_the_reason(trained: Trained, tmp_path: Path) -> None:
     options = replace(QUICK, providers=("cpu", "coreml"), budget_s=0.0)
     record = _search(trained.onnx, tmp_path / "t", options)
