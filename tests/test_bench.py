@@ -116,6 +116,7 @@ def test_memory_of_the_fresh_process(tmp_path):
     assert tiny.peak_bytes < 40 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_agrees_with_a_script_that_only_runs_the_model(tmp_path):
     """The largest of three runs of each, as now and then a block of the file's size stays with the allocator.

@@ -126,6 +126,7 @@ def test_inspect_prints_the_papers_table(capsys: pytest.CaptureFixture[str]) -> 
         assert re.search(rf"^ *{name} .* {parameters} +{connections} ", out, re.MULTILINE | re.IGNORECASE), name
 
 
+@pytest.mark.slow
 def test_the_chain_by_hand(cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """export → quantize → evaluate → bench → report as commands, in a folder with a space and beyond ASCII."""
     folder = tmp_path / "mein Ordner ü"

@@ -384,6 +384,7 @@ def record_path(stored, tmp_path):
     return write_json(tmp_path / "record.json", stored.to_document())
 
 
+@pytest.mark.slow
 def test_a_stored_timing_is_a_baseline_on_the_same_machine(models, record_path, stored):
     alike = gate_onnx(models["one"], baseline=record_path, options=QUICK, max_slowdown=3.0, max_size="+0%")
     assert (alike.verdict, alike.baseline_kind) == ("pass", "record")

@@ -93,6 +93,7 @@ def test_a_file_that_cannot_be_written_or_added_to_is_refused_before_anything_ru
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == content
 
 
+@pytest.mark.slow
 def test_parts_without_time_are_skipped_say_so_and_leave_earlier_figures(tmp_path):
     _, document = rehearse(tmp_path, "--minutes", "0.01")
     assert {part["status"] for part in document["parts"].values()} == {"skipped"}

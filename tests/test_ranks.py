@@ -191,6 +191,7 @@ def test_a_killed_process_ends_the_other_soon(waits: str) -> None:
     assert len(first[2].splitlines()) == 1 and time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_other_with_its_reason() -> None:
     first, second = finish(meet("raise DataError('picture 7 is cut short')", WAITS_IN_A_CALL))
     assert (first[0], second[0]) == (2, 2)

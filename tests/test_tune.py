@@ -112,6 +112,7 @@ def test_the_settings_open_the_file_without_deploykit(tuned: tuple[Path, Path, T
     assert session["config_entries"] == {"session.intra_op.allow_spinning": "1"}
 
 
+@pytest.mark.slow
 def test_float_is_named_where_int8_is_not_faster(trained: Trained, tmp_path: Path) -> None:
     """The network is so small that rounding its tensors takes longer than what integers save."""
     record = _search(trained.onnx, tmp_path / "t")
