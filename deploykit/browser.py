@@ -44,9 +44,8 @@ _FLAGS = (
     "--disable-features=SpareRendererForSitePerProcess",
 )
 _OF_BROWSER = {"--top-chrome-webui", "--extension-process"}  # renderers of its own surface
-_LONGEST = (
-    55  # letters: sockaddr_un has 104 on macOS, and the browser adds /org.chromium.Chromium.XXXXXX/SingletonSocket
-)
+# A socket's name has 104 letters on macOS; the browser adds /org.chromium.Chromium.XXXXXX/SingletonSocket to ours.
+_LONGEST = 55
 _SHORT = "/tmp"
 _GOODBYE_S = 8.0  # the guard's grace, and time to remove the profile
 _ERROR_CHARACTERS = 200

@@ -8,19 +8,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import __version__, environment
+from deploykit.answer_counts import Counts, of_all
 from deploykit.artifact import Preprocess
-from deploykit.classifier import Answers, Classes, Classifier, Panel, match_classes, match_members, mean_answer
+from deploykit.classifier import Classes, Classifier, Panel, match_classes, match_members, mean_answer
 from deploykit.crops import check_crops
 from deploykit.data.dataset import Dataset
 from deploykit.errors import InputError
@@ -76,47 +76,6 @@ class EvaluateOptions:
         check_provider_options(self.provider, self.provider_options)
         check_unbound(self.provider, self.provider_options)
         check_memory(self.memory)
-
-
-@dataclass
-class _Counts:
-    """What the pictures seen so far say."""
-
-    classes: int
-    members: int
-    samples: int = 0
-    top1: int = 0
-    top5: int = 0
-    agreeing: int = 0
-    seconds: float = 0.0
-    right: NDArray[np.int64] = field(init=False)
-    seen: NDArray[np.int64] = field(init=False)
-    alone: NDArray[np.int64] = field(init=False)  # right answers of each member
-
-    def __post_init__(self) -> None:
-        self.right, self.seen = np.zeros(self.classes, np.int64), np.zeros(self.classes, np.int64)
-        self.alone = np.zeros(self.members, np.int64)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {name: value if isinstance(value, int | float) else value.tolist() for name, value in vars(self).items()}
-
-    def merge(self, other: Mapping[str, Any]) -> None:
-        """Adds what another process has counted, as its ``to_json``."""
-        for name in ("samples", "top1", "top5", "agreeing", "seconds"):
-            setattr(self, name, getattr(self, name) + other[name])
-        for name in ("right", "seen", "alone"):
-            getattr(self, name).__iadd__(np.array(other[name], np.int64))
-
-    def add(self, answer: Answers, targets: NDArray[np.int64]) -> None:
-        hit = answer.argmax(1) == targets
-        # Rank among the answers; ties go to the lower index, as argmax decides them.
-        order = np.argsort(-answer, axis=1, kind="stable")[:, :5]
-        self.samples += len(targets)
-        self.top1 += int(hit.sum())
-        self.top5 += int((order == targets[:, None]).any(1).sum())
-        np.add.at(self.seen, targets, 1)
-        np.add.at(self.right, targets[hit], 1)
 
 
 def evaluate_onnx(
@@ -222,7 +181,7 @@ def _measured(
     referee = Panel((other,), (alike.logit,), options.crops, options.batch_size) if other and alike else None
     shas = [member.artifact.sha256 for member in members]
     agree(ranks, {"models": shas, "pictures": None if ranks.world == 1 else data.digest, **_decisive(options)})
-    counts, examples = _Counts(classes.width, len(members)), list[Example]()
+    counts, examples = Counts(classes.width, len(members)), list[Example]()
     shown, part = _shown(len(data), options.examples), part_of(len(data), ranks, step=panel.pictures_a_step)
     for start_row in part[:: panel.pictures_a_step]:
         rows = range(start_row, min(start_row + panel.pictures_a_step, part.stop))
@@ -239,7 +198,7 @@ def _measured(
             sure = panel.probabilities(answer[row : row + 1])[0]
             examples.append(_example(pictures[row], sure, int(targets[row]), classes.names))
         progress("evaluate", counts.samples, len(part))
-    counts, examples = _of_all(counts, examples, ranks)
+    counts, examples = of_all(counts, examples, ranks)
     found = [matching.warning for matching in (classes, alike) if matching and matching.warning]
     return replace(
         _record(panel, data, counts, classes.names),
@@ -261,19 +220,7 @@ def _decisive(options: EvaluateOptions) -> dict[str, Any]:
     return {"provider": options.provider, "batch size": options.batch_size, "crops": options.crops}
 
 
-def _of_all(counts: _Counts, examples: list[Example], ranks: Ranks) -> tuple[_Counts, list[Example]]:
-    """What all processes have counted, and the pictures that they keep, in the order of the pictures."""
-    if ranks.world == 1:
-        return counts, examples
-    mine = {"counts": counts.to_json(), "examples": [asdict(example) for example in examples]}
-    found = [json.loads(part) for part in ranks.gather(json.dumps(mine).encode())]
-    total = _Counts(counts.classes, counts.members)
-    for part in found:
-        total.merge(part["counts"])
-    return total, [Example(**example) for part in found for example in part["examples"]]
-
-
-def _record(panel: Panel, data: Dataset, counts: _Counts, names: Sequence[str]) -> Accuracy:
+def _record(panel: Panel, data: Dataset, counts: Counts, names: Sequence[str]) -> Accuracy:
     artifacts = [member.artifact for member in panel.members]
     networks = {artifact.network for artifact in artifacts}
     return Accuracy(
@@ -379,7 +326,7 @@ def _matched(
     return classes, orders, match_classes(other, picture, names, first.artifact.path.name)
 
 
-def _per_class(counts: _Counts, names: Sequence[str]) -> Mapping[str, float | None]:
+def _per_class(counts: Counts, names: Sequence[str]) -> Mapping[str, float | None]:
     return {
         name: (int(right) / int(seen) if seen else None)
         for name, right, seen in zip(names, counts.right, counts.seen, strict=True)
